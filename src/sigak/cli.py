@@ -1,0 +1,268 @@
+"""The command line: thin. Flags are generated from dataclasses; a verb's code is imported when it is called.
+
+Exit 0: done. 2: the user's mistake, in one sentence. 1: a failure. With --json standard output
+holds one JSON document and nothing else; everything for people goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from sigak.errors import Failure, SigakError
+from sigak.recipe import Options, Recipe
+
+__all__ = ["main"]
+
+
+def _arg(help: str, *, many: bool = False) -> Any:
+    return field(metadata={"help": help, "positional": True, "many": many})
+
+
+def _flag(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Train:
+    """Train a network on data: a run folder with the best weights, figures and a report."""
+
+    model: str = _arg("a name of `sigak models`")
+    data: str = _arg(
+        "a folder of class folders, or digits, mnist, fashion-mnist, cifar10, cifar100, ..."
+    )
+
+
+@dataclass
+class Evaluate:
+    """Measure a checkpoint on labelled pictures."""
+
+    checkpoint: str = _arg("a checkpoint or a run folder")
+    data: str = _arg("as for train")
+    split: str = _flag(
+        "", "train, val, test or all; empty: test, else what was held out in training, else all"
+    )
+    batch: int = _flag(64, "pictures at a time")
+    device: str = _flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    download: bool = _flag(False, "allow downloading the data if it is missing")
+    json: bool = _flag(False, "print JSON")
+
+
+@dataclass
+class Predict:
+    """Answer for pictures, folders or globs."""
+
+    checkpoint: str = _arg("a checkpoint or a run folder")
+    source: list[str] = _arg("pictures, folders or patterns", many=True)
+    prepare: str = _flag(
+        "", 'picture steps done first, such as "crop=100,400,600,900 mirror invert"'
+    )
+    top: int = _flag(3, "how many classes to show a picture")
+    batch: int = _flag(64, "pictures at a time")
+    device: str = _flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    save: str = _flag(
+        "", "a folder for the answers and the pictures with their answers drawn on them"
+    )
+    json: bool = _flag(False, "print JSON")
+
+
+@dataclass
+class Models:
+    """List networks with their parameters, input, weights and licence; or one network layer by layer."""
+
+    pattern: str = field(
+        default="*", metadata={"help": "part of a name, or a pattern", "positional": True}
+    )
+    summary: bool = _flag(False, "layers, output shapes and parameters of the one network named")
+    json: bool = _flag(False, "print JSON")
+
+
+@dataclass
+class Data:
+    """Look at data: classes, counts, splits, sizes, and what is wrong with it."""
+
+    data: str = _arg("as for train")
+    draw: str = _flag("", "write a picture of labelled samples to this file")
+    val: float = _flag(0.1, "share held out for validation where the data has no val split")
+    seed: int = _flag(0, "seed of that split")
+    download: bool = _flag(False, "allow downloading the data if it is missing")
+    strict: bool = _flag(False, "fail if a picture cannot be read")
+    json: bool = _flag(False, "print JSON")
+
+
+@dataclass
+class Image:
+    """Picture operations in a chain; without --out the picture is described."""
+
+    source: str = _arg("a picture, a folder or a pattern")
+    steps: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "steps in order; `sigak image --steps` lists them",
+            "positional": True,
+            "many": True,
+        },
+    )
+    out: str = _flag("", "the file to write, or a folder for several pictures")
+    json: bool = _flag(False, "print JSON")
+
+
+@dataclass
+class Import:
+    """Turn weights made elsewhere into a checkpoint, without executing anything in them."""
+
+    weights: str = _arg("a .safetensors, .pt, .pth or .th file")
+    model: str = field(metadata={"help": "the network they belong to", "flag": "--as"})
+    out: str = field(metadata={"help": "the checkpoint to write"})
+    classes: str = _flag("", "class names in label order: a,b,c or a file with one a line")
+    size: int = _flag(0, "height and width the network sees; 0 means the network's own")
+
+
+@dataclass
+class Augment:
+    """A grid of what training will see."""
+
+    source: str = _arg("a picture, a folder or a pattern")
+    out: str = field(metadata={"help": "the picture to write"})
+    augment: str = _flag("medium", "as for train")
+    size: int = _flag(224, "height and width the network sees")
+    rows: int = _flag(4, "pictures to show")
+    seed: int = _flag(0, "seed of the randomness")
+
+
+VERBS: dict[str, tuple[type, ...]] = {
+    "train": (Train, Recipe, Options),
+    "evaluate": (Evaluate,),
+    "predict": (Predict,),
+    "models": (Models,),
+    "data": (Data,),
+    "image": (Image,),
+    "import": (Import,),
+    "augment": (Augment,),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers a mistake in one sentence, with the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split()
+        if message.startswith("unrecognized") and unknown:
+            flags = [f for a in self._actions for f in a.option_strings]
+            near = get_close_matches(unknown[0].split("=")[0], flags, 2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"see `{self.prog} --help`"
+            message = f"{self.prog} does not know {unknown[0]}; {hint}"
+        elif message.startswith("argument verb: invalid choice"):
+            given = message.split("'")[1]
+            near = get_close_matches(given, VERBS, 2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(VERBS)}"
+            message = f"sigak has no verb {given!r}; {hint}"
+        else:
+            message = f"{message}; see `{self.prog} --help`"
+        self.exit(2, f"sigak: {message}\n")
+
+
+_TYPES = {"int": int, "float": float, "str": str}
+
+
+def _add(parser: Parser, kind: type, *, sparse: bool) -> None:
+    """Generate arguments from a dataclass. sparse: only what the user says is passed on."""
+    for f in fields(kind):
+        meta = dict(f.metadata)
+        if meta.get("positional"):
+            required = f.default is MISSING and f.default_factory is MISSING
+            nargs = ("+" if required else "*") if meta.get("many") else (None if required else "?")
+            default = None if required else [] if meta.get("many") else f.default
+            parser.add_argument(f.name, nargs=nargs, default=default, help=meta["help"])  # type: ignore[arg-type]
+            continue
+        name = meta.get("flag", "--" + f.name.replace("_", "-"))
+        required = f.default is MISSING
+        shown = "" if required or f.default in ("", False) else f" (default {f.default})"
+        options: dict[str, Any] = {
+            "dest": f.name,
+            "help": (meta["help"] + shown).replace("%", "%%"),
+        }
+        if f.type == "bool":
+            options["action"] = "store_true"
+        else:
+            options |= {
+                "type": _TYPES[str(f.type)],
+                "required": required,
+                "metavar": str(f.type).upper(),
+            }
+        if name == "--pretrained":
+            options |= {"nargs": "?", "const": "default"}
+        options["default"] = argparse.SUPPRESS if sparse else (None if required else f.default)
+        parser.add_argument(name, **options)
+
+
+def _parser() -> Parser:
+    top = Parser(
+        prog="sigak",
+        description="One toolkit for visual intelligence.",
+        epilog="`sigak VERB --help` explains a verb. Nothing is downloaded unless you say --download.",
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="store_true", help="print the version")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
+    for name, kinds in VERBS.items():
+        doc = (kinds[0].__doc__ or "").strip()
+        parser = verbs.add_parser(name, help=doc, description=doc, allow_abbrev=False)
+        for kind in kinds:
+            _add(parser, kind, sparse=name == "train")
+        if name == "train":
+            parser.add_argument("--json", action="store_true", help="print JSON")
+        if name == "image":
+            parser.add_argument("--list-steps", action="store_true", help="list the steps")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _parser()
+    said = parser.parse_args(arguments)
+    if said.version:
+        from importlib.metadata import version
+
+        print(version("sigak"))
+        return 0
+    if said.verb is None:
+        parser.print_help()
+        return 0
+    values = vars(said)
+    run: Callable[[dict[str, Any]], None] = _verb(values.pop("verb"))
+    values.pop("version")
+    return _guarded(run, values)
+
+
+def _verb(name: str) -> Callable[[dict[str, Any]], None]:
+    from sigak import commands
+
+    return getattr(commands, f"run_{name}")  # type: ignore[no-any-return]
+
+
+def _guarded(run: Callable[[dict[str, Any]], None], values: dict[str, Any]) -> int:
+    """Run a verb; mistakes become one sentence and exit code 2, failures exit code 1."""
+    try:
+        run(values)
+        return 0
+    except BrokenPipeError:  # the reader of our output closed it, as `head` does
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("sigak: interrupted", file=sys.stderr)
+        return 1
+    except SigakError as error:
+        print(f"sigak: {error}", file=sys.stderr)
+        return 2
+    except (Failure, OSError) as error:
+        print(f"sigak: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""What each verb of the command line does with its flags: call the library, show what came back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sigak import models
+from sigak.errors import SigakError
+
+Values = dict[str, Any]
+
+
+def _print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def run_train(values: Values) -> None:
+    """`sigak train`"""
+    from sigak.training import train
+
+    as_json = values.pop("json")
+    run = train(values.pop("model"), values.pop("data"), **values)
+    if as_json:
+        history = {
+            k: [None if np.isnan(x) else x for x in v.tolist()] for k, v in run.history.items()
+        }
+        _print_json(
+            {
+                "folder": str(run.folder),
+                "checkpoint": str(run.checkpoint),
+                "best_epoch": run.best_epoch,
+                "history": history,
+                "evaluation": run.evaluation,
+            }
+        )
+
+
+def run_evaluate(values: Values) -> None:
+    """`sigak evaluate`"""
+    from sigak.evaluation import evaluate
+
+    as_json = values.pop("json")
+    figures = evaluate(values.pop("checkpoint"), values.pop("data"), **values)
+    if as_json:
+        return _print_json(figures)
+    print(f"{figures['data']}, split {figures['split']}, {figures['count']} pictures")
+    for name, value in figures.items():
+        if isinstance(value, float):
+            print(f"  {name:<12} {value:.4f}")
+    rows = [("class", "precision", "recall", "f1", "pictures")]
+    for row in figures["per_class"]:
+        parts = [_share(row[k]) for k in ("precision", "recall", "f1")]
+        rows.append((row["name"], *parts, str(row["support"])))  # type: ignore[arg-type]
+    _table(rows)
+    for problem in figures["problems"]:
+        _say(f"{problem['source']}: {problem['reason']} ({problem['action']})")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
+    """Columns as wide as their widest cell; the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
+        print("  ".join(cells).rstrip())
+
+
+def run_predict(values: Values) -> None:
+    """`sigak predict`"""
+    from sigak.data import Problem
+    from sigak.io import image
+    from sigak.prediction import load
+
+    predictor = load(values["checkpoint"], device=values["device"])
+    problems: list[Problem] = []
+    results = []
+    folder = Path(values["save"]) if values["save"] else None
+    answers = predictor.answers(
+        values["source"], prepare=values["prepare"], batch=values["batch"], problems=problems
+    )
+    for sample, result in answers:
+        results.append(result)
+        if folder:
+            name = f"{len(results):04d}-{Path(result.source).stem}.png"
+            image.save(folder / name, predictor.task.draw(sample.image, result))
+        if not values["json"]:
+            ranked = np.argsort(-result.scores)[: values["top"]]
+            shown = "  ".join(f"{predictor.classes[k]} {result.scores[k]:.1%}" for k in ranked)
+            print(f"{result.source}: {shown}", flush=True)
+    for problem in problems:
+        _say(f"sigak: skipped {problem.source}: {problem.reason}")
+    if folder:
+        predictor.task.save(results, folder)
+        _say(f"answers and pictures are in {folder}")
+    if values["json"]:
+        _print_json([r.asdict() for r in results])
+    if not results:
+        raise SigakError("none of the pictures could be read; see the sentences above")
+
+
+def run_models(values: Values) -> None:
+    """`sigak models`"""
+    if values["summary"]:
+        return _summary(values["pattern"])
+    found = models.names(values["pattern"])
+    if not found:
+        near = models.nearest(values["pattern"], models.names())
+        hint = f"did you mean {near}?" if near else "`sigak models` lists all."
+        raise SigakError(f"no network is called like {values['pattern']!r}; {hint}")
+    rows = [_model_facts(name) for name in found]
+    if values["json"]:
+        return _print_json(rows)
+    table = [("name", "task", "parameters", "trainable", "input", "weights", "licence")]
+    for row in rows:
+        count, size = row["parameters"], row["input"]
+        tags = [w["tag"] for w in row["weights"]]
+        weights = f"{tags[0]}{f' +{len(tags) - 1}' if len(tags) > 1 else ''}" if tags else "-"
+        table.append(
+            (
+                row["name"],
+                row["task"],
+                f"{count['total']:,}",
+                f"{count['trainable']:,}",
+                f"{size['size'][0]}x{size['size'][1]} {size['color']}",
+                weights,
+                row["licence"],
+            )
+        )
+    _table(table)
+    return None
+
+
+def _model_facts(name: str) -> dict[str, Any]:
+    row = models.entry(name)
+    total, trainable = row.parameters
+    return {
+        "name": name,
+        "task": row.task,
+        "parameters": {"total": total, "trainable": trainable},
+        "input": asdict(row.input),
+        "classes": row.classes,
+        "weights": [
+            {
+                "tag": w.tag,
+                "url": w.url,
+                "sha256": w.sha256,
+                "licence": w.licence,
+                "trained_on": w.trained_on,
+            }
+            for w in row.weights
+        ],
+        "paper": row.paper,
+        "licence": row.licence,
+    }
+
+
+def _summary(name: str) -> None:
+    from sigak.summary import summarize
+
+    network = models.create(name)
+    given = models.arguments(name)
+    rows = summarize(network, (given["channels"], *given["size"]))
+    _table([("layer", "output", "parameters"), *rows])
+
+
+def run_data(values: Values) -> None:
+    """`sigak data`"""
+    from sigak import data
+    from sigak.io import image
+
+    draw, as_json = values.pop("draw"), values.pop("json")
+    dataset = data.load(values.pop("data"), **values)
+    if draw:
+        image.save(draw, data.sheet(dataset))
+        _say(f"samples drawn in {draw}")
+    if as_json:
+        _print_json(data.summary(dataset))
+    else:
+        print(data.describe_text(dataset), end="")
+
+
+def run_image(values: Values) -> None:
+    """`sigak image`"""
+    from sigak.io import image, steps
+
+    if values["list_steps"]:
+        return print(steps.describe())
+    found = image.expand(values["source"])
+    chain = values["steps"]
+    steps.parse(chain)
+    if not values["out"]:
+        if chain:
+            raise SigakError("the steps make a new picture; say where to write it with --out FILE")
+        facts = [{"source": name, **image.describe(thing)} for name, thing in found]
+        if values["json"]:
+            return _print_json(facts)
+        for fact in facts:
+            print("  ".join(f"{k} {v}" for k, v in fact.items()))
+        return None
+    out = Path(values["out"])
+    several = len(found) > 1 or not out.suffix
+    for name, thing in found:
+        target = out / f"{Path(name).stem}.png" if several else out
+        image.save(target, steps.run(image.read_as_is(thing), chain))
+        _say(f"{name} -> {target}")
+    return None
+
+
+def run_import(values: Values) -> None:
+    """`sigak import`"""
+    from sigak.foreign import adopt
+
+    size = (values["size"], values["size"]) if values["size"] else None
+    out = adopt(
+        values["weights"],
+        values["model"],
+        classes=_class_names(values["classes"]),
+        out=values["out"],
+        size=size,
+    )
+    _say(f"checkpoint written: {out}")
+
+
+def _class_names(text: str) -> list[str] | None:
+    if not text:
+        return None
+    if Path(text).is_file():
+        lines = Path(text).read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+    return [name.strip() for name in text.split(",")]
+
+
+def run_augment(values: Values) -> None:
+    """`sigak augment`"""
+    from sigak.augment.pipeline import Pipeline, preview
+    from sigak.io import image
+
+    size = (values["size"], values["size"])
+    pipeline = Pipeline.parse(values["augment"], size=size)
+    preparation = image.Preparation(size=size, fit="crop")
+    found = image.expand(values["source"])[: values["rows"]]
+    pictures = np.stack([image.load(thing, preparation)[0] for _, thing in found])
+    image.save(values["out"], preview(pictures, pipeline, len(pictures), values["seed"]))
+    _say(f"{pipeline}: {values['out']}")

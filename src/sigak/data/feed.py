@@ -1,0 +1,223 @@
+"""From records to batches: decode once, keep what fits, deliver in a fixed order.
+
+`Pictures` holds one split at the network's size: in memory when it fits (on the GPU too), else
+decoded by threads as it is needed. `Feed` cuts it into batches. The order of an epoch is a function
+of (seed, epoch) alone and augmentation of (seed, epoch, sample), so neither threads nor processes
+nor a restart change a batch.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+
+from sigak.augment.pipeline import Pipeline
+from sigak.data import Problem, Split
+from sigak.io import image
+from sigak.structures import Batch, Sample, SigakError
+
+__all__ = ["Feed", "Pictures", "Step"]
+
+MEMORY_SHARE = 0.3  # of the memory that is free, for one split's decoded pictures
+AHEAD = 3  # batches prepared while the network computes
+
+Progress = Callable[[int], None]
+
+
+class Pictures:
+    """One split, prepared. `records` lists what could be read; `problems` names the rest."""
+
+    def __init__(
+        self,
+        split: Split,
+        preparation: image.Preparation,
+        collate: Callable[[Sequence[Sample]], Batch],
+        *,
+        reduced: bool = False,
+        threads: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """reduced: decode JPEGs at the smallest scale that still covers the size (training only)."""
+        self.split = split
+        self.preparation = preparation
+        self.collate = collate
+        self.reduced = reduced
+        self.threads = threads or min(8, os.cpu_count() or 1)
+        self.device = torch.device(device)
+        self.problems: list[Problem] = []
+        self.resident: Batch | None = None
+        self.pool: ThreadPoolExecutor | None = None
+        self.places = np.arange(len(split))  # of the readable records in the split
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the prepared split takes no more than its share of free memory."""
+        height, width = self.preparation.size
+        needed = len(self.split) * height * width * self.preparation.channels
+        # Twice, because stacking copies.
+        return 2 * needed <= MEMORY_SHARE * psutil.virtual_memory().available
+
+    def load(self, progress: Progress | None = None) -> Pictures:
+        """Decode everything now if it fits in memory; unreadable pictures are dropped and named."""
+        if self.resident is None and self.fits:
+            samples = list(self._samples(range(len(self.split)), progress))
+            readable = [s for s in samples if s is not None]
+            if not readable:
+                raise SigakError(
+                    f"none of the {len(self.split)} pictures of split {self.split.name!r} could be read; "
+                    f"the first: {self.problems[0].source}: {self.problems[0].reason}"
+                )
+            self.places = np.array([s.index for s in readable])
+            self.resident = self.collate(readable).to(self.device)
+        return self
+
+    def batch(self, positions: np.ndarray) -> Batch:
+        """The pictures at `positions` (0 .. len - 1) as one uint8 batch, in that order."""
+        if self.resident is not None:
+            return self.resident.select(torch.from_numpy(positions).to(self.device))
+        samples = [s for s in self._samples(self.places[positions], None) if s is not None]
+        if not samples:
+            raise SigakError(
+                f"none of a batch's {len(positions)} pictures could be read: {self.problems[-1]}"
+            )
+        return self.collate(samples).to(self.device)
+
+    def statistics(self, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and spread per channel, in [0, 1] units, over up to `most` evenly spread pictures."""
+        places = np.linspace(0, len(self) - 1, min(len(self), most)).astype(np.int64)
+        sums, squares, count = 0.0, 0.0, 0
+        for chunk in np.array_split(places, max(1, len(places) // 256)):
+            images = self.batch(chunk).images.double() / 255.0
+            sums = sums + images.sum((0, 2, 3))
+            squares = squares + images.square().sum((0, 2, 3))
+            count += images[:, 0].numel()
+        mean = torch.as_tensor(sums) / count
+        std = (torch.as_tensor(squares) / count - mean.square()).clamp_min(1e-12).sqrt()
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+    def _samples(
+        self, indices: Sequence[int] | np.ndarray, progress: Progress | None
+    ) -> Iterator[Sample | None]:
+        if self.split.pixels is not None:  # nothing to decode: threads would only cost
+            results: Iterator[Sample | None] = map(self._sample, indices)
+        else:
+            self.pool = self.pool or ThreadPoolExecutor(self.threads, "sigak-decode")
+            results = self.pool.map(self._sample, indices)
+        for done, sample in enumerate(results):
+            if progress and done % 64 == 0:
+                progress(done)
+            yield sample
+
+    def _sample(self, index: int) -> Sample | None:
+        record = self.split.records[index]
+        source = record.source if self.split.pixels is None else self.split.pixels[index]
+        try:
+            pixels, matrix, size = image.load(source, self.preparation, reduced=self.reduced)
+        except SigakError as error:
+            self.problems.append(Problem(record.source, str(error), "skipped"))
+            return None
+        return Sample(pixels, record.source, int(index), record.label, matrix=matrix, size=size)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of an epoch: this process's part of a batch, `own` of the `total` pictures of the whole."""
+
+    number: int
+    batch: Batch
+    own: int
+    total: int
+
+
+class Feed:
+    """The batches of an epoch. share (rank, world): which part of every batch is this process's."""
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        *,
+        batch: int,
+        share: tuple[int, int] = (0, 1),
+        seed: int | None = None,
+        augment: Pipeline | None = None,
+    ) -> None:
+        """seed None: in the split's order, unaugmented (evaluation); else shuffled and augmented by it."""
+        self.pictures = pictures
+        self.size = batch
+        self.rank, self.world = share
+        self.seed = seed
+        self.augment = augment
+        if seed is not None and batch % self.world:
+            raise SigakError(
+                f"--batch {batch} cannot be shared evenly by {self.world} processes; "
+                f"make it a multiple of {self.world}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch, over all processes together."""
+        return -(-len(self.pictures) // self.size)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Step]:
+        """The epoch's steps from `start`, prepared ahead by one thread."""
+        ready: queue.Queue[Step | BaseException | None] = queue.Queue(AHEAD)
+        stop = threading.Event()
+
+        def put(item: Step | BaseException | None) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for step in self._steps(epoch, start):
+                    put(step)
+                    if stop.is_set():
+                        return
+                put(None)
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=work, daemon=True, name="sigak-feed")
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def _steps(self, epoch: int, start: int) -> Iterator[Step]:
+        order = np.arange(len(self.pictures))
+        if self.seed is not None:
+            order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(order)
+        for number in range(start, self.steps):
+            whole = order[number * self.size : (number + 1) * self.size]
+            # Contiguous shares; the first processes take one picture more of an uneven batch.
+            part = np.array_split(whole, self.world)[self.rank]
+            own = len(part)
+            if own == 0:
+                if self.seed is None:
+                    continue
+                part = whole[
+                    :1
+                ]  # every process takes part in every training step, here with weight 0
+            batch = self.pictures.batch(part)
+            if self.augment is not None and self.seed is not None:
+                batch = self.augment(batch, self.seed, epoch)
+            yield Step(number, batch, own, len(whole))

@@ -1,0 +1,113 @@
+"""Evaluate: a checkpoint and labelled pictures in, the figures of the field out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sigak import data
+from sigak.data import Dataset, Split
+from sigak.data.feed import Feed, Pictures
+from sigak.prediction import Assessment, Predictor, assess, load, pixels_of
+from sigak.structures import UNKNOWN, SigakError
+
+__all__ = ["evaluate", "mistakes"]
+
+
+def evaluate(
+    checkpoint: str | Path | Predictor,
+    dataset: str | Path | Dataset,
+    *,
+    split: str = "",
+    device: str = "auto",
+    batch: int = 64,
+    download: bool = False,
+) -> dict[str, Any]:
+    """Measure `checkpoint` on a split of `dataset`; the figures of the task's metric, and which split it was.
+
+    split: train, val, test or all. By default the test split; without one the pictures that were held out
+    when the checkpoint was trained on this very data; all of them if the data is new to it.
+    """
+    predictor = load(checkpoint, device=device)
+    trained = predictor.header["recipe"]
+    if not isinstance(dataset, Dataset):
+        dataset = data.load(
+            dataset, val=trained.get("val", 0.1), seed=trained.get("seed", 0), download=download
+        )
+    name = split or _default_split(predictor, dataset)
+    chosen = _relabel(_pick(dataset, name), dataset.classes, predictor.classes)
+    pictures = Pictures(
+        chosen, predictor.preparation, predictor.task.collate, device=predictor.engine.device
+    )
+    feed = Feed(pictures.load(), batch=batch)
+    found = assess(predictor.engine, predictor.task, feed)
+    figures = {"data": dataset.name, "split": name, **found.metric.compute()}
+    figures["problems"] = [p.__dict__ for p in dataset.problems + pictures.problems]
+    return figures
+
+
+def _default_split(predictor: Predictor, dataset: Dataset) -> str:
+    if "test" in dataset.splits:
+        return "test"
+    known = predictor.header["data"].get("digest") == data.digest(dataset)
+    return "val" if known and "val" in dataset.splits else "all"
+
+
+def _pick(dataset: Dataset, name: str) -> Split:
+    if name == "all":
+        parts = list(dataset.splits.values())
+        pixels = None if parts[0].pixels is None else np.concatenate([p.pixels for p in parts])  # type: ignore[misc]
+        return Split(name, [r for p in parts for r in p.records], pixels)
+    if name not in dataset.splits:
+        raise SigakError(
+            f"{dataset.name} has no split {name!r}; it has {', '.join(dataset.splits)}, or say --split all"
+        )
+    return dataset.splits[name]
+
+
+def _relabel(split: Split, given: list[str], known: list[str]) -> Split:
+    """The split with the labels of the checkpoint's class order; classes it does not know are refused."""
+    if given == known:
+        return split
+    strange = [c for c in given if c not in known]
+    if strange:
+        raise SigakError(
+            f"the data has classes the checkpoint does not know: {', '.join(strange[:5])}; "
+            f"it was trained on {', '.join(known[:10])}"
+        )
+    table = [known.index(c) for c in given]
+    records = [
+        r if r.label == UNKNOWN else type(r)(r.source, table[r.label]) for r in split.records
+    ]
+    return Split(split.name, records, split.pixels)
+
+
+def mistakes(
+    found: Assessment, classes: list[str], feed: Feed, most: int = 24
+) -> list[dict[str, Any]]:
+    """The most confident wrong answers, with their pictures, for the report."""
+    wrong = [
+        (result, truth, position)
+        for result, truth, position in zip(
+            found.results, found.labels, found.positions, strict=True
+        )
+        if truth != UNKNOWN and result.label != classes[truth]
+    ]
+    wrong.sort(key=lambda w: (-w[0].score, w[2]))
+    wrong = wrong[:most]
+    if not wrong:
+        return []
+    pictures = pixels_of(feed, [position for _, _, position in wrong])
+    return [
+        {
+            "source": result.source,
+            "truth": classes[truth],
+            "label": result.label,
+            "score": result.score,
+            "truth_score": float(result.scores[truth]),
+            "image": picture,
+        }
+        for (result, truth, _), picture in zip(wrong, pictures, strict=True)
+    ]

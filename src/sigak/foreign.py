@@ -1,0 +1,118 @@
+"""Weights made elsewhere: fetch published ones, fit their names to ours, say clearly what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sigak import models
+from sigak.io import weights as files
+from sigak.io.download import cache_folder, download
+from sigak.models._entry import Entry, Weights
+from sigak.structures import SigakError
+
+__all__ = ["adopt", "fetch", "load_into"]
+
+
+def fetch(name: str, tag: str = "", *, allow_download: bool = False) -> tuple[Path, Weights]:
+    """The file of published weights `tag` of the network `name`, from the cache or downloaded if allowed."""
+    row = models.entry(name)
+    if not row.weights:
+        raise SigakError(f"{name} has no published weights; give --pretrained a file of your own")
+    found = [w for w in row.weights if w.tag == tag or not tag]
+    if not found:
+        known = ", ".join(w.tag for w in row.weights)
+        raise SigakError(
+            f"{name} has no weights called {tag!r} and no such file exists; it has {known}"
+        )
+    chosen = found[0]
+    path = cache_folder() / "weights" / f"{name}.{chosen.tag}{Path(chosen.url).suffix}"
+    if not path.exists():
+        if not allow_download:
+            raise SigakError(
+                f"the weights {name}:{chosen.tag} are not on this machine (looked for {path}); "
+                f"add --download to fetch them from {chosen.url}, or give --pretrained a file"
+            )
+        download(chosen.url, path, sha256=chosen.sha256 or None)
+    return path, chosen
+
+
+def load_into(
+    network: nn.Module, row: Entry, path: Path, *, head: tuple[str, ...] = ()
+) -> list[str]:
+    """Load the file's tensors into `network`, strictly but for the layers named in `head`.
+
+    Returns the names of head tensors left fresh (another number of classes). Names are tried as they are and
+    through every conversion the entry declares; the reading that fits most tensors is taken.
+    """
+    state = files.read_foreign(path)
+    wanted = {
+        k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")
+    }
+    conversions = {w.convert for w in row.weights if w.convert}
+    readings = [state, *(convert(state) for convert in conversions)]
+    best = max(readings, key=lambda s: _fitting(s, wanted))
+    best = {k: v for k, v in best.items() if not k.endswith("num_batches_tracked")}
+    prefixes = tuple(f"{part}." for part in head)
+    fresh = [k for k in wanted if k.startswith(prefixes) and not _fits(best.get(k), wanted[k])]
+    _refuse_misfits(best, {k: v for k, v in wanted.items() if k not in fresh}, path, prefixes)
+    network.load_state_dict(
+        {k: v for k, v in best.items() if k in wanted and k not in fresh}, strict=False
+    )
+    return fresh
+
+
+def _fits(value: Tensor | None, wanted: Tensor) -> bool:
+    return value is not None and value.shape == wanted.shape
+
+
+def _fitting(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> int:
+    return sum(_fits(state.get(name), value) for name, value in wanted.items())
+
+
+def _refuse_misfits(
+    state: dict[str, Tensor], wanted: dict[str, Tensor], path: Path, spare: tuple[str, ...]
+) -> None:
+    """SigakError with the first missing, unexpected and mis-shaped tensors, if there are any."""
+    missing = [k for k in wanted if k not in state]
+    shapes = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    extra = [k for k in state if k not in wanted and not k.startswith(spare or ("\0",))]
+    if not (missing or shapes or extra):
+        return
+    parts = [
+        f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+        for what, found in (
+            ("missing", missing),
+            ("unexpected", extra),
+            ("of another shape", shapes),
+        )
+        if found
+    ]
+    raise SigakError(
+        f"the weights in {path} do not fit the network: {'; '.join(parts)}; "
+        "name the network they were made for"
+    )
+
+
+def adopt(
+    path: str | Path, name: str, *, classes: list[str] | None, out: str | Path, **arguments: Any
+) -> Path:
+    """Turn foreign weights into a checkpoint of ours at `out`. classes: names in label order, else 0, 1, 2, ..."""
+    row = models.entry(name)
+    built = models.arguments(name, classes=len(classes) if classes else None, **arguments)
+    network = row.build(**built)
+    load_into(network, row, Path(path))
+    labels = classes or [str(i) for i in range(built["classes"])]
+    color = {1: "gray", 3: "rgb", 4: "rgba"}[built["channels"]]
+    preparation = {"size": list(built["size"]), "color": color, "fit": row.input.fit, "steps": []}
+    header = files.header(
+        name, row.task, built, labels, preparation=preparation, recipe={}, scores={}, data={}
+    )
+    files.write(Path(out), network.state_dict(), header)
+    return Path(out)

@@ -1,0 +1,1 @@
+"""Disk and network: the only room that opens files."""

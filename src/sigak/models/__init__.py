@@ -1,0 +1,100 @@
+"""The zoo's table of contents: `names()`, `entry(name)`, `create(name)`.
+
+One family is one file that ends with a literal table MODELS; this file only looks names up in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from sigak.models._entry import Entry
+from sigak.structures import SigakError
+
+__all__ = ["FAMILIES", "arguments", "create", "entry", "names", "nearest"]
+
+# In the order of the table of contents; a name is taken from the first family that has it.
+FAMILIES = (
+    # classification
+    "mlp",
+    "lenet",
+    "lab",
+    "torchvision_nets",
+    "timm_nets",
+)
+
+CHANNELS = {"gray": 1, "rgb": 3, "rgba": 4}
+
+
+def _tables() -> Iterator[dict[str, Entry]]:
+    for family in FAMILIES:
+        yield import_module(f"sigak.models.{family}").MODELS
+
+
+def names(pattern: str = "*") -> list[str]:
+    """All names that match a pattern such as "vgg3*"; a word without wildcards matches anywhere in a name."""
+    if not any(sign in pattern for sign in "*?["):
+        pattern = f"*{pattern}*"
+    found = dict.fromkeys(name for table in _tables() for name in table)
+    return [name for name in found if fnmatchcase(name.lower(), pattern.lower())]
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """ "a, b, c": the known names that look most like `name`, for an error message."""
+    close = get_close_matches(name.lower(), [k.lower() for k in known], 3, cutoff=0.5)
+    return ", ".join(k for k in known if k.lower() in close)
+
+
+def entry(name: str) -> Entry:
+    """The row of `name`; SigakError with the nearest names if there is none."""
+    for table in _tables():
+        if name in table:
+            return table[name]
+    near = nearest(name, names())
+    hint = f"did you mean {near}?" if near else "`sigak models` lists them."
+    raise SigakError(f"there is no network called {name!r}; {hint}")
+
+
+def arguments(
+    name: str,
+    *,
+    classes: int | None = None,
+    size: tuple[int, int] | None = None,
+    color: str | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Every argument that builds `name`, as plain values fit for a checkpoint's header.
+
+    classes, size (H, W) and color ("gray", "rgb", "rgba") default to the entry's own ("any" color: gray).
+    """
+    row = entry(name)
+    color = color or ("gray" if row.input.color == "any" else row.input.color)
+    channels = CHANNELS[color]
+    return {
+        "classes": row.classes if classes is None else classes,
+        "channels": channels,
+        "size": tuple(size or row.input.size),
+        "mean": _per_channel(row.input.mean, channels),
+        "std": _per_channel(row.input.std, channels),
+        **row.args,
+        **changes,
+    }
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """One value a channel; where the counts differ every channel takes the average."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def create(name: str, **changes: Any) -> nn.Module:
+    """Build the network `name` with random weights.
+
+    Any of `arguments` may be changed: `create("vgg3", classes=5, size=(64, 64))`.
+    The network eats images (B, C, H, W), RGB (or gray) in [0, 1].
+    """
+    return entry(name).build(**arguments(name, **changes))

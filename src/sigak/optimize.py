@@ -1,0 +1,104 @@
+"""Optimisers and schedules by name, and which parameters they move at what rate."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from sigak.recipe import Recipe
+from sigak.structures import SigakError
+
+__all__ = ["build", "check", "factor", "freeze", "set_lr"]
+
+NAMES = {"momentum": "SGD", "sgd": "SGD"} | {
+    name.lower(): name
+    for name in dir(torch.optim)
+    if inspect.isclass(getattr(torch.optim, name)) and name != "Optimizer"
+}
+
+
+def build(
+    network: nn.Module, head: tuple[str, ...], recipe: Recipe, pretrained: bool
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser over `network`: kernels decay, biases and norms do not; a pretrained backbone moves
+    at `backbone_lr` times the rate of the head. Each group keeps its own full rate in "base_lr".
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        in_head = name.startswith(tuple(f"{part}." for part in head))
+        groups.setdefault((parameter.ndim > 1, in_head or not pretrained), []).append(parameter)
+    listed = []
+    for (decays, at_full_rate), parameters in groups.items():
+        rate = recipe.lr if at_full_rate else recipe.lr * recipe.backbone_lr
+        decay = recipe.weight_decay if decays else 0.0
+        listed.append({"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay})
+    kind = _class(recipe.optimizer)
+    return kind(listed, **_options(kind, recipe))  # type: ignore[no-any-return]
+
+
+def _class(name: str) -> Any:
+    found = NAMES.get(name.lower())
+    if found is None:
+        from difflib import get_close_matches
+
+        near = ", ".join(get_close_matches(name.lower(), NAMES, 3, 0.5)) or ", ".join(sorted(NAMES))
+        raise SigakError(f"there is no optimiser called {name!r}; did you mean {near}?")
+    return getattr(torch.optim, found)
+
+
+def _options(kind: Any, recipe: Recipe) -> dict[str, Any]:
+    """Constructor options this optimiser knows; fused kernels where PyTorch has them."""
+    known = inspect.signature(kind).parameters
+    options: dict[str, Any] = {"lr": recipe.lr}
+    if kind in (torch.optim.SGD, torch.optim.RMSprop):
+        options["momentum"] = recipe.momentum
+    if "fused" in known and kind.__name__ in ("SGD", "Adam", "AdamW", "Adagrad"):
+        options["fused"] = True
+    return options
+
+
+def factor(recipe: Recipe, step: float, steps_per_epoch: int) -> float:
+    """The share of the base rate at `step` (0 ..): warm-up, then the schedule over the epochs that remain.
+
+    A pure function of the step, so a resumed run needs no schedule state. step: 1 until half of
+    the training, then .1, then .01 from three quarters; exponential: falls to .01 at the end;
+    onecycle: up from .04 over the first 30 %, then a cosine to 0 (Smith 2018, arXiv 1803.09820).
+    """
+    warmup = recipe.warmup * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    last = recipe.epochs * steps_per_epoch
+    x = min(1.0, (step - warmup) / max(1.0, last - warmup))
+    if recipe.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * x))
+    if recipe.schedule == "linear":
+        return 1 - x
+    if recipe.schedule == "step":
+        return 1.0 if x < 0.5 else 0.1 if x < 0.75 else 0.01
+    if recipe.schedule == "exponential":
+        return float(0.01**x)
+    if recipe.schedule == "onecycle":
+        return 0.04 + 0.96 * x / 0.3 if x < 0.3 else 0.5 * (1 + math.cos(math.pi * (x - 0.3) / 0.7))
+    return 1.0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, share: float) -> float:
+    """Set every group to `share` of its base rate; returns the highest rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * share
+    return float(max(group["lr"] for group in optimizer.param_groups))
+
+
+def freeze(network: nn.Module, head: tuple[str, ...], frozen: bool) -> None:
+    """Freeze (or let go) everything but the head's layers."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not frozen or name.startswith(tuple(f"{part}." for part in head)))
+
+
+def check(recipe: Recipe) -> None:
+    """SigakError before any work if the recipe names an optimiser that does not exist."""
+    _class(recipe.optimizer)

@@ -1,0 +1,169 @@
+"""Predict: a checkpoint and pictures in, results out. Evaluation and validation go through here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from sigak import models, tasks
+from sigak.data import Problem
+from sigak.data.feed import Feed
+from sigak.io import image
+from sigak.io import weights as files
+from sigak.recipe import Recipe
+from sigak.runtime import Engine, TorchEngine, pick_device
+from sigak.structures import Batch, Sample, SigakError
+from sigak.tasks import Metric, Result, Task
+
+__all__ = ["Predictor", "assess", "load", "predict"]
+
+
+@dataclass
+class Predictor:
+    """A network ready to answer: built and prepared from its checkpoint's header alone."""
+
+    engine: Engine
+    network: nn.Module
+    task: Task
+    preparation: image.Preparation
+    header: dict[str, Any]
+    path: Path | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in label order."""
+        return self.task.classes
+
+    def predict(
+        self,
+        source: Any,
+        *,
+        prepare: str = "",
+        batch: int = 64,
+        problems: list[Problem] | None = None,
+    ) -> list[Any]:
+        """Results for `source`, in its order; see `stream`."""
+        return list(self.stream(source, prepare=prepare, batch=batch, problems=problems))
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        prepare: str = "",
+        batch: int = 64,
+        problems: list[Problem] | None = None,
+    ) -> Iterator[Result]:
+        """Answer a path, folder, glob, bytes, PIL picture, array, tensor, or a list or batch of them, in turn.
+
+        prepare: a chain of picture steps done first, such as "crop=100,400,600,900 mirror invert".
+        problems: a list that takes up what could not be read; without it the first such picture raises.
+        """
+        for _, result in self.answers(source, prepare=prepare, batch=batch, problems=problems):
+            yield result
+
+    def answers(
+        self,
+        source: Any,
+        *,
+        prepare: str = "",
+        batch: int = 64,
+        problems: list[Problem] | None = None,
+    ) -> Iterator[tuple[Sample, Result]]:
+        """As `stream`, with the prepared picture beside each result."""
+        preparation = self.preparation
+        if prepare:  # a mistyped step is refused here, before any work
+            preparation = replace(preparation, steps=tuple(prepare.split()))
+        waiting: list[Sample] = []
+        for place, (name, thing) in enumerate(image.expand(source)):
+            try:
+                waiting.append(_sample(name, thing, place, preparation))
+            except SigakError as error:
+                if problems is None:
+                    raise
+                problems.append(Problem(name, str(error), "skipped"))
+            if len(waiting) == batch:
+                yield from self._answer(waiting)
+                waiting = []
+        if waiting:
+            yield from self._answer(waiting)
+
+    def _answer(self, samples: list[Sample]) -> Iterator[tuple[Sample, Result]]:
+        batch = Batch.of(samples).to(self.engine.device).floating()
+        yield from zip(samples, self.task.predict(self.engine, batch), strict=True)
+
+
+def _sample(name: str, thing: Any, place: int, preparation: image.Preparation) -> Sample:
+    ready, matrix, size = image.load(thing, preparation)
+    return Sample(ready, name, place, matrix=matrix, size=size)
+
+
+def load(checkpoint: str | Path | Predictor, *, device: str = "auto") -> Predictor:
+    """A predictor from a checkpoint file or run folder (a predictor is returned as it is)."""
+    if isinstance(checkpoint, Predictor):
+        return checkpoint
+    path = files.find_checkpoint(checkpoint)
+    tensors, header = files.read(path)
+    network = models.entry(header["name"]).build(**header["arguments"])
+    missing = set(network.state_dict()) ^ set(tensors)
+    if missing:
+        raise SigakError(
+            f"{path} says it is a {header['name']}, but {len(missing)} tensors differ from that network "
+            f"(first: {min(missing)}); it was made by another version ({header['version']})"
+        )
+    network.load_state_dict(tensors)
+    task = tasks.create(header["task"], header["classes"], Recipe.of(header["recipe"]))
+    preparation = image.Preparation.of(header["preparation"])
+    return Predictor(
+        TorchEngine(network, pick_device(device)), network, task, preparation, header, path
+    )
+
+
+def predict(
+    checkpoint: str | Path | Predictor, source: Any, *, prepare: str = "", device: str = "auto"
+) -> list[Any]:
+    """Results of `checkpoint` for `source`; see `Predictor.stream` for what a source may be."""
+    return load(checkpoint, device=device).predict(source, prepare=prepare)
+
+
+@dataclass
+class Assessment:
+    """What one pass over labelled pictures found: the metric, and each result with its truth and position."""
+
+    metric: Metric
+    results: list[Any]
+    labels: list[int]
+    positions: list[int]
+
+    def add(self, other: Assessment) -> None:
+        """Take in what another process found."""
+        self.metric.merge(other.metric)
+        self.results += other.results
+        self.labels += other.labels
+        self.positions += other.positions
+
+
+def assess(engine: Engine, task: Task, feed: Feed) -> Assessment:
+    """Run a feed without shuffling through the engine and measure it."""
+    found = Assessment(task.metric(), [], [], [])
+    for step in feed.epoch():
+        batch = step.batch.floating()
+        results = task.predict(engine, batch)
+        found.metric.update(results, batch)
+        found.results += results
+        if batch.labels is not None:
+            truth = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
+            found.labels += truth.tolist()
+        found.positions += batch.indices.tolist()
+    return found
+
+
+def pixels_of(feed: Feed, positions: Sequence[int]) -> list[np.ndarray]:
+    """The prepared pictures (H, W, C) uint8 of the split's records at `positions`."""
+    place = {int(p): i for i, p in enumerate(feed.pictures.places)}
+    batch = feed.pictures.batch(np.array([place[p] for p in positions], dtype=np.int64))
+    return list(batch.images.permute(0, 2, 3, 1).cpu().numpy())

@@ -1,0 +1,181 @@
+"""What the curves of a run say, in words: overfits, underfits, stopped too early, diverged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+__all__ = ["diagnose"]
+
+_GAP = 0.05  # accuracy of train above validation that is called overfitting
+_RISE = 0.10  # growth of the validation loss over its lowest value that is called a rise
+_FALL = 0.02  # shrinkage of the loss over the last tenth of a run that is called improving
+_LOW = 0.70  # train accuracy below which a network that no longer improves is called underfitting
+
+
+def diagnose(history: Mapping[str, Sequence[float | None]]) -> str:
+    """One to three sentences on a run: where it stands, what that is called, what to try.
+
+    `history` holds lists with one value per epoch: loss, val_loss, accuracy and val_accuracy as
+    shares, and epoch, the numbers of the epochs (1, 2, ... where missing). All but loss may be
+    missing; None stands for "not measured", NaN for a loss that broke.
+    """
+    run = _Run(
+        epochs=list(history.get("epoch") or range(1, len(history.get("loss") or []) + 1)),
+        **{key: list(history.get(key) or []) for key in _SERIES},
+    )
+    if not run.known("loss"):
+        return "No epoch was recorded."
+    checks: list[Callable[[_Run], str]] = [
+        _diverged, _one_epoch, _not_validated, _rising, _improving, _gaping, _underfitting,
+    ]  # fmt: skip
+    for check in checks:
+        if found := check(run):
+            return found
+    return f"{_standing(run)}: no sign of overfitting or underfitting."
+
+
+_SERIES = ("loss", "val_loss", "accuracy", "val_accuracy")
+
+
+@dataclass(frozen=True)
+class _Run:
+    epochs: list[Any]
+    loss: list[float | None]
+    val_loss: list[float | None]
+    accuracy: list[float | None]
+    val_accuracy: list[float | None]
+
+    def known(self, key: str) -> list[tuple[int, float]]:
+        """(epoch, value) wherever the value was measured."""
+        values: list[float | None] = getattr(self, key)
+        return [(int(e), float(v)) for e, v in zip(self.epochs, values) if v is not None]
+
+    def last(self, key: str) -> float | None:
+        known = self.known(key)
+        return known[-1][1] if known else None
+
+
+def _diverged(run: _Run) -> str:
+    remedy = "Try a lower --lr, some --warmup, or --clip 1."
+    for key, name in (("loss", "train"), ("val_loss", "validation")):
+        broken = [epoch for epoch, value in run.known(key) if not math.isfinite(value)]
+        if broken:
+            return f"The {name} loss broke in epoch {broken[0]}: training diverged. {remedy}"
+    losses = run.known("loss")
+    first, last = losses[0][1], losses[-1][1]
+    lowest, best = min((value, epoch) for epoch, value in losses)
+    # Where nearly every picture is right, a loss that doubles is the noise of a tiny number.
+    accurate = (run.last("accuracy") or 0) > 0.9
+    if last > first and last > 2 * lowest and not accurate:
+        return (
+            f"The train loss has grown from {lowest:.3g} in epoch {best} to {last:.3g}, above where "
+            f"it began: training diverged. {remedy}"
+        )
+    return ""
+
+
+def _one_epoch(run: _Run) -> str:
+    if len(run.known("loss")) > 1:
+        return ""
+    return f"{_standing(run)}. One epoch shows no trend yet: train for more (--epochs)."
+
+
+def _not_validated(run: _Run) -> str:
+    if run.known("val_loss") or run.known("val_accuracy"):
+        return ""
+    trend = " The train loss was still falling." if _falling(run.known("loss")) else ""
+    return (
+        f"{_standing(run)}; nothing was held out for validation, so overfitting cannot be seen."
+        f"{trend} Hold some pictures out (--val 0.1)."
+    )
+
+
+def _rising(run: _Run) -> str:
+    losses = run.known("val_loss")
+    if not losses:
+        return ""
+    lowest, best = min((value, epoch) for epoch, value in losses)
+    since = [value for epoch, value in losses if epoch > best]
+    train = [value for epoch, value in run.known("loss") if epoch >= best]
+    risen = len(since) >= 2 and fmean(since[-3:]) > (1 + _RISE) * lowest
+    if not risen or train[-1] >= train[0]:
+        return ""
+    return (
+        f"{_standing(run)}; the validation loss has risen since epoch {best}: the network "
+        f"overfits. {_AGAINST_OVERFITTING}, or stop near epoch {best}."
+    )
+
+
+def _improving(run: _Run) -> str:
+    validation = run.known("val_loss") or [(e, -v) for e, v in run.known("val_accuracy")]
+    if not (_falling(run.known("loss")) and _falling(validation)):
+        return ""
+    return (
+        f"{_standing(run)}. Train and validation were both still improving when training stopped: "
+        f"train longer (--epochs {2 * len(run.epochs)})."
+    )
+
+
+def _gaping(run: _Run) -> str:
+    gap = _gap(run)
+    if gap is None or gap <= _GAP:
+        return ""
+    return f"{_standing(run)}: the network overfits. {_AGAINST_OVERFITTING}."
+
+
+def _underfitting(run: _Run) -> str:
+    accuracy, losses = run.last("accuracy"), run.known("loss")
+    hardly_fallen = losses[-1][1] > 0.7 * losses[0][1] > 0
+    if not (hardly_fallen if accuracy is None else accuracy < _LOW):
+        return ""
+    return (
+        f"{_standing(run)}: the network underfits, it does not even fit the pictures it learns "
+        "from. Try a larger or pretrained network, a higher --lr, or less augmentation, dropout "
+        "and decay."
+    )
+
+
+_AGAINST_OVERFITTING = (
+    "Try more pictures, more augmentation (--augment), more dropout or --weight-decay, a smaller "
+    "or pretrained network"
+)
+
+
+def _falling(values: list[tuple[int, float]]) -> bool:
+    """Whether the last tenth lies more than _FALL below the tenth before, and holds the lowest."""
+    numbers = [value for _, value in values]
+    width = max(1, len(numbers) // 10)
+    if len(numbers) < 2 * width:
+        return False
+    last, before = numbers[-width:], numbers[-2 * width : -width]
+    fallen = fmean(before) - fmean(last) > _FALL * abs(fmean(before))
+    return fallen and min(last) == min(numbers)
+
+
+def _gap(run: _Run) -> float | None:
+    train, validation = run.last("accuracy"), run.last("val_accuracy")
+    if train is None or validation is None:
+        return None
+    # Of the figures as they are shown, so that the reader's own subtraction agrees.
+    return round(train, 3) - round(validation, 3)
+
+
+def _standing(run: _Run) -> str:
+    """The last accuracies and their gap, or the last losses where there are none."""
+    gap = _gap(run)
+    if gap is not None:
+        ahead = "a gap of" if gap >= 0 else "validation ahead by"
+        return (
+            f"Train accuracy {run.last('accuracy'):.1%}, "
+            f"validation {run.last('val_accuracy'):.1%}: "
+            f"{ahead} {abs(100 * gap):.1f} points"
+        ).replace("%", " %")
+    if (accuracy := run.last("accuracy")) is not None:
+        return f"Train accuracy {accuracy:.1%}".replace("%", " %")
+    validation = run.last("val_loss")
+    held = "" if validation is None else f", validation {validation:.3g}"
+    return f"Train loss {run.last('loss'):.3g}{held}"

@@ -1,0 +1,290 @@
+"""Sections on what came out: figures, curves, mistakes, confusion, classes, calibration.
+
+Each takes the whole run and gives Markup, which is empty where the run has nothing to show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sigak.report._charts import Line, curves, heat_map, reliability
+from sigak.report._diagnosis import diagnose
+from sigak.report._markup import Markup, tag
+from sigak.report._parts import (
+    DASH,
+    NBSP,
+    bar,
+    class_name,
+    duration,
+    facts,
+    folded,
+    number,
+    percent,
+    section,
+    table,
+)
+from sigak.report._pictures import picture
+
+__all__ = ["calibration", "classes", "confusion", "headline", "learning", "mistakes"]
+
+Run = Mapping[str, Any]
+
+_TABLE_CLASSES = 30  # a confusion matrix of more classes is drawn as a heat map
+_NARROW = 11  # a confusion table of up to so many classes leaves room beside it
+_MISTAKES = 24  # pictures shown
+_PAIRS = 12  # most confused pairs shown
+_SERIES = {
+    "loss": "train loss", "val_loss": "validation loss", "accuracy": "train accuracy",
+    "val_accuracy": "validation accuracy", "lr": "learning rate",
+}  # fmt: skip
+_ROWS = 40  # classes shown before the rest is folded away
+
+
+def headline(run: Run) -> Markup:
+    """The figures one looks for first."""
+    found, history = run.get("evaluation") or {}, run.get("history") or {}
+    where = {"val": "validation", "test": "test"}.get(run.get("evaluated_on", ""), "")
+    epochs = len(history.get("loss") or [])
+    seconds, best = run.get("seconds"), run.get("best_epoch")
+    cards = [
+        _card(percent(found.get("accuracy")), f"{where} accuracy", _interval(found)),
+        _card(percent(found.get("top5")), f"{where} top-5 accuracy"),
+        _card(number(found.get("loss")), f"{where} loss"),
+        _card(number(best), "best epoch", f"of {epochs}" if epochs else ""),
+        _card(DASH if seconds is None else duration(seconds), "training time"),
+        _card(number(run.get("images_per_second")), "images per second"),
+    ]
+    shown = [card for card in cards if card]
+    return tag("div", *shown, class_="cards") if shown else Markup()
+
+
+def learning(run: Run) -> Markup:
+    """The diagnosis in words, and the curves it was read from."""
+    history = run.get("history") or {}
+    losses = history.get("loss") or []
+    if not losses:
+        return Markup()
+    epochs = [int(epoch) for epoch in history.get("epoch") or range(1, len(losses) + 1)]
+    best = run.get("best_epoch") if run.get("best_epoch") in epochs else None
+
+    def chart(title: str, key: str, share: bool = False) -> Markup:
+        pair = [("train", key, "other"), ("validation", f"val_{key}", "main")]
+        lines = [Line(name, history[k], style) for name, k, style in pair if history.get(k)]
+        return curves(title, epochs, lines, best, share)
+
+    charts = [chart("Loss", "loss"), chart("Accuracy", "accuracy", share=True)]
+    rates = history.get("lr") or []
+    if len(set(rates)) > 1:
+        line = Line("learning rate", rates, "main")
+        charts.append(curves("Learning rate", epochs, [line], best))
+    return section(
+        "learning",
+        "Learning",
+        tag("p", diagnose(history).replace(" %", f"{NBSP}%"), class_="verdict"),
+        tag("div", *(c for c in charts if c), _best_epoch(history, epochs, best), class_="pair"),
+    )
+
+
+def mistakes(run: Run) -> Markup:
+    """The pictures the network was surest of and wrong about."""
+    worst = run.get("mistakes") or []
+    if not worst:
+        return Markup()
+    hint = "The network was surest of these and wrong. Look for wrong labels among them first."
+    cards = (_mistake(m, run) for m in worst[:_MISTAKES])
+    return section(
+        "mistakes",
+        "Worst mistakes",
+        tag("p", hint, class_="soft"),
+        tag("div", *cards, class_="gallery"),
+    )
+
+
+def confusion(run: Run) -> Markup:
+    """Which classes are taken for which."""
+    counts = np.asarray((run.get("evaluation") or {}).get("confusion") or [], np.int64)
+    if not counts.any():
+        return Markup()
+    names = [class_name(i, run) for i in range(len(counts))]
+    caption = "Rows are the truth, columns what the network said; shaded by share of the row."
+    if len(names) <= _TABLE_CLASSES:
+        matrix = tag("div", _matrix(counts, names), class_="scroll")
+    else:
+        caption += " One pixel per pair, classes in label order from the top left."
+        matrix = heat_map(_shares(counts))
+    pairs = _pairs(counts, names)
+    return section(
+        "confusion",
+        "Confusion",
+        tag("p", caption, class_="soft"),
+        tag("div", matrix, pairs, class_="pair" if len(names) <= _NARROW else None),
+    )
+
+
+def classes(run: Run) -> Markup:
+    """Precision, recall and F1 of each class, the worst first."""
+    found = run.get("evaluation") or {}
+    rows = found.get("per_class") or []
+    if not rows:
+        return Markup()
+    # Classes without pictures come last: nothing is known of them.
+    ordered = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"] or 0))
+    keys = ("precision", "recall", "f1")
+    cells: list[list[object]] = [
+        [row["name"], *(bar(row[key]) for key in keys), row["support"]] for row in ordered
+    ]
+    macro = found.get("macro")
+    means = ", ".join(f"{k} {percent(macro[k])}" for k in keys) if macro else ""
+    headers = ("class", "precision", "recall", "F1", "pictures")
+    return section(
+        "classes",
+        "Classes, the weakest first",
+        tag("p", f"Mean over classes: {means.replace('f1', 'F1')}.", class_="soft")
+        if means
+        else None,
+        *folded(headers, cells, _ROWS),
+    )
+
+
+def calibration(run: Run) -> Markup:
+    """Whether the network is right as often as it says."""
+    found = (run.get("evaluation") or {}).get("calibration") or {}
+    filled = [b for b in found.get("bins") or [] if b["count"]]
+    if not filled:
+        return Markup()
+    count = sum(b["count"] for b in filled)
+    confidence = math.fsum(b["confidence"] * b["count"] for b in filled) / count
+    accuracy = math.fsum(b["accuracy"] * b["count"] for b in filled) / count
+    words = (
+        f"The network is {percent(confidence)} sure on average and {percent(accuracy)} right: "
+        f"{_trust(confidence - accuracy)}"
+    )
+    errors = (
+        f"Expected calibration error {percent(found.get('ece'))}, the largest of a bin "
+        f"{percent(found.get('mce'))}, Brier score {number(found.get('brier'))}."
+    )
+    return section(
+        "calibration",
+        "Calibration",
+        tag(
+            "div",
+            reliability(filled),
+            tag("div", tag("p", words), tag("p", errors, class_="soft")),
+            class_="pair",
+        ),
+    )
+
+
+def _best_epoch(
+    history: Mapping[str, Any], epochs: Sequence[int], best: int | None
+) -> Markup | None:
+    """Every measured value of the best epoch."""
+    if best is None:
+        return None
+    place = epochs.index(best)
+    values = {
+        _SERIES.get(key, key): (percent if "accuracy" in key else number)(series[place])
+        for key, series in history.items()
+        if key != "epoch" and len(series) > place
+    }
+    return tag("div", tag("h3", f"Epoch {best}, the best"), facts(values))
+
+
+def _card(value: str, name: str, note: str = "") -> Markup | None:
+    """One figure; none where the value is a dash."""
+    if value == DASH:
+        return None
+    return tag(
+        "div",
+        tag("b", value),
+        tag("span", name.strip()),
+        tag("span", note) if note else None,
+        class_="card",
+    )
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    """The 95 % interval of the accuracy that so many pictures allow (Wilson 1927)."""
+    accuracy, count = found.get("accuracy"), found.get("count")
+    if accuracy is None or not count:
+        return ""
+    z = 1.96
+    middle = (accuracy + z * z / (2 * count)) / (1 + z * z / count)
+    spread = z / (1 + z * z / count)
+    spread *= math.sqrt(accuracy * (1 - accuracy) / count + z * z / (4 * count * count))
+    return f"{100 * (middle - spread):.1f}–{100 * (middle + spread):.1f} (95{NBSP}%)"
+
+
+def _mistake(mistake: Mapping[str, Any], run: Run) -> Markup:
+    said, truth = (class_name(mistake.get(key), run) for key in ("label", "truth"))
+    image, source = mistake.get("image"), str(mistake.get("source", ""))
+    return tag(
+        "figure",
+        None if image is None else picture(image, 160, f"{truth} taken for {said}"),
+        tag(
+            "figcaption",
+            tag("div", tag("b", said), f" {percent(mistake.get('score'))}"),
+            tag("div", "truth ", tag("b", truth), f" {percent(mistake.get('truth_score'))}"),
+            tag("small", source),
+        ),
+    )
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Each (K, K) count as a share of its row; rows without pictures are 0."""
+    part: np.ndarray = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return part
+
+
+def _matrix(counts: np.ndarray, names: Sequence[str]) -> Markup:
+    """The confusion matrix as a table whose cells name themselves under the pointer."""
+    part = _shares(counts)
+    rows: list[Markup] = []
+    for truth, name in enumerate(names):
+        cells = (
+            _cell(int(counts[truth, said]), float(part[truth, said]), name, other)
+            for said, other in enumerate(names)
+        )
+        rows.append(tag("tr", tag("th", name, scope="row", title=name), *cells))
+    head = tag("tr", tag("td"), *(tag("th", tag("span", n), scope="col", title=n) for n in names))
+    return tag("table", tag("thead", head), tag("tbody", *rows), class_="confusion")
+
+
+def _cell(count: int, share: float, truth: str, said: str) -> Markup:
+    # The root keeps a few per cent visible beside the diagonal.
+    shade = math.sqrt(share)
+    hint = f"{truth}, taken for {said}: {count:,} ({percent(share)})"
+    return tag(
+        "td",
+        f"{count:,}" if count else "",
+        title=hint,
+        class_="strong" if shade > 0.6 else None,
+        style=f"background:rgb(var(--accent)/{shade:.2f})" if count else None,
+    )
+
+
+def _pairs(counts: np.ndarray, names: Sequence[str]) -> Markup | None:
+    """The largest counts beside the diagonal, as a table."""
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
+    part = _shares(counts)
+    rows: list[list[object]] = [
+        [names[truth], names[said], bar(float(part[truth, said])), int(wrong[truth, said])]
+        for truth, said in zip(*np.unravel_index(order, wrong.shape))
+        if wrong[truth, said]
+    ]
+    headers = ("truth", "taken for", "share of the class", "pictures")
+    return tag("div", tag("h3", "Most confused"), table(headers, rows)) if rows else None
+
+
+def _trust(excess: float) -> str:
+    if abs(excess) < 0.02:
+        return "its confidence can be taken at its word."
+    if excess > 0:
+        return "it is overconfident. Label smoothing (--label-smoothing 0.1) or fewer epochs help."
+    return "it is underconfident. Less label smoothing or more epochs help."

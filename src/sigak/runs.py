@@ -1,0 +1,166 @@
+"""A run's folder: where it is, what stands in it, and its report.
+
+best.safetensors (the checkpoint), resume.safetensors (everything a restart needs), recipe.json,
+metrics.csv, evaluation.json, report.html.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from sigak.io import weights as files
+from sigak.models._entry import count_parameters
+from sigak.recipe import Options
+from sigak.runtime import environment
+from sigak.structures import SigakError
+
+if TYPE_CHECKING:
+    from sigak.training import Training
+
+__all__ = ["RunFolder", "choose_folder", "resumed", "story"]
+
+RESUME = "resume.safetensors"
+
+
+def resumed(options: Options, model: str, said: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The saved run's header when --resume names one; refuses flags that contradict it."""
+    if not options.resume:
+        return None
+    folder = Path(options.resume)
+    if not folder.is_dir():
+        raise SigakError(f"--resume expects the folder of a run, but {folder} does not exist")
+    path = folder / RESUME
+    if not path.exists():
+        return None  # cut off before anything was saved: start over
+    header = files.read(path)[1]
+    if header["model"] != model:
+        raise SigakError(f"{folder} holds a run of {header['model']}, not of {model}")
+    changed = [k for k, v in said.items() if k != "epochs" and header["recipe"][k] != v]
+    if changed:
+        name = changed[0]
+        raise SigakError(
+            f"--{name.replace('_', '-')} was {header['recipe'][name]} when {folder} began and cannot become "
+            f"{said[name]}; leave it out, or train anew with another --out"
+        )
+    return header
+
+
+def choose_folder(options: Options, model: str, dataset: str) -> Path:
+    """The run's folder; an earlier run is never overwritten."""
+    if options.resume:
+        return Path(options.resume)
+    if options.out:
+        folder = Path(options.out)
+        if (folder / files.BEST).exists() or (folder / RESUME).exists():
+            raise SigakError(
+                f"{folder} already holds a run; continue it with --resume {folder}, or give another --out"
+            )
+        return folder
+    plain = Path("runs") / f"{model}-{dataset}"
+    folder, number = plain, 2
+    while folder.exists():
+        folder, number = plain.with_name(f"{plain.name}-{number}"), number + 1
+    return folder
+
+
+class RunFolder:
+    """Reads and writes one run's files; every file is replaced whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a text file."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        part = self.path / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(self.path / name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Replace a JSON file."""
+        self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def write_history(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """metrics.csv: one row an epoch, one column a figure."""
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        lines = [",".join(names), *(",".join(_cell(row.get(n)) for n in names) for row in rows)]
+        self.write_text("metrics.csv", "\n".join(lines) + "\n")
+
+    def save_state(self, state: dict[str, Any], header: dict[str, Any]) -> None:
+        """Write the resume file: `state` nests tensors and plain values, `header` is plain."""
+        tensors: dict[str, Tensor] = {}
+        packed = files.pack(state, tensors)
+        files.write(self.path / RESUME, tensors, {**header, "state": packed})
+
+    def load_state(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """(state, header) as saved; None when the run was cut off before its first save."""
+        path = self.path / RESUME
+        if not path.exists():
+            return None
+        tensors, header = files.read(path)
+        return files.unpack(header.pop("state"), tensors), header
+
+
+def story(
+    training: Training,
+    split: str,
+    evaluation: dict[str, Any],
+    history: dict[str, np.ndarray],
+    wrong: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What the report tells of a finished training, as plain values and pictures."""
+    total, trainable = count_parameters(training.network)
+    splits = training.dataset.splits
+    problems = training.dataset.problems + [
+        p for pics in training.pictures.values() for p in pics.problems
+    ]
+    return {
+        "title": f"{training.name} on {training.dataset.name}",
+        "model": {
+            "name": training.name,
+            "task": training.entry.task,
+            "parameters": {"total": total, "trainable": trainable},
+            "input": [*training.preparation.size, training.preparation.channels],
+        },
+        "data": {
+            "name": training.dataset.name,
+            "classes": training.dataset.classes,
+            "counts": {name: len(s) for name, s in splits.items()},
+            "problems": [asdict(p) for p in problems],
+        },
+        "history": {name: values.tolist() for name, values in history.items()},
+        "best_epoch": training.keeper.best_epoch,
+        "evaluation": evaluation,
+        "evaluated_on": split,
+        "mistakes": wrong,
+        "samples": _examples(training),
+        "recipe": training.recipe.asdict(),
+        "environment": environment(training.device),
+        "seconds": float(history["seconds"].sum()),
+        "images_per_second": float(np.median(history["images_per_second"])),
+        "checkpoint": files.BEST,
+    }
+
+
+def _examples(training: Training, most: int = 20) -> list[dict[str, Any]]:
+    """The first training picture of each class, as the network sees it."""
+    pictures = training.pictures["train"]
+    labels = pictures.split.labels[pictures.places]
+    _, first = np.unique(labels, return_index=True)
+    batch = pictures.batch(first[:most].astype(np.int64))
+    views = batch.images.permute(0, 2, 3, 1).cpu().numpy()
+    return [
+        {"image": view, "label": training.dataset.classes[int(labels[i])], "source": source}
+        for view, i, source in zip(views, first[:most], batch.sources, strict=True)
+    ]
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else repr(int(value) if float(value).is_integer() else value)

@@ -1,0 +1,104 @@
+"""The engines a network runs on, behind one call: images (B, C, H, W) in [0, 1] -> raw output.
+
+Evaluation, validation and prediction all run through here, in float32, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sigak.structures import SigakError
+
+__all__ = ["Engine", "TorchEngine", "environment", "pick_device", "pick_precision"]
+
+
+class Engine(Protocol):
+    """Anything that turns images into a network's raw output."""
+
+    device: torch.device
+
+    def __call__(self, images: Tensor) -> Any: ...
+
+
+class TorchEngine:
+    """A PyTorch network in evaluation mode, without gradients, in float32 and channels_last memory."""
+
+    def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
+
+    def __call__(self, images: Tensor) -> Any:
+        training = self.network.training
+        self.network.eval()
+        try:
+            with torch.inference_mode():
+                return self.network(images)
+        finally:
+            self.network.train(training)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """ "auto": a GPU if there is one, else the CPU; or any name PyTorch knows, such as "cuda:1" or "mps"."""
+    if name == "auto":
+        kind = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+        return torch.device(kind)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SigakError(
+            f"--device {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu"
+        ) from error
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """ "auto": bfloat16 where the device has units for it, decided by what it is and never by timing, so that
+    two runs on one machine compute alike.
+    """
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        capable = torch.cuda.get_device_capability(device)[0] >= 8
+    elif device.type == "cpu":
+        capable = _cpu_has_bfloat16()
+    else:
+        capable = False
+    return torch.bfloat16 if capable else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX512_BF16 or AMX on x86)."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a run ran on, for the report and the checkpoint."""
+    packages = (
+        "sigak",
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "opencv-python-headless",
+        "pillow",
+    )
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads(),
+        **{name: metadata.version(name) for name in packages},
+    }

@@ -1,0 +1,190 @@
+"""The nouns every room speaks, and the conventions they share.
+
+Conventions (stated here once, assumed everywhere):
+
+* Images are RGB, gray or RGBA. On the CPU they are uint8 arrays (H, W, C); in a batch they are one tensor
+  (B, C, H, W) in channels_last memory, uint8 0..255 until `Batch.floating` turns them into floats in [0, 1].
+* x points right, y points down, in **continuous pixels**: pixel i covers [i, i + 1). The mirror of x is W - x.
+  Boxes are xyxy floats. Sizes are (H, W). Angles are radians.
+* `matrix` (3x3) maps a point of the picture as it lies in the file (EXIF turned) to the picture as it is now.
+  Geometry is only ever carried by this matrix; its inverse takes a prediction back to the file.
+* An unknown label is `UNKNOWN` (-1) for pictures and instances, `IGNORE` (255) in class maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sigak.errors import Failure, SigakError
+
+__all__ = ["IGNORE", "UNKNOWN", "Batch", "Failure", "Instances", "Sample", "SigakError"]
+
+UNKNOWN = -1
+IGNORE = 255
+
+
+@dataclass
+class Instances:
+    """Objects of one picture as arrays of equal length N. The same class holds truth and prediction.
+
+    boxes (N, 4) float xyxy; labels (N,) int64; scores (N,) float in [0, 1]; masks (N, H, W) bool;
+    points (N, K, 3) float x, y, visibility (0 unlabelled, 1 hidden, 2 visible); texts N strings; ids (N,) int64.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor | None = None
+    masks: Tensor | None = None
+    points: Tensor | None = None
+    texts: list[str] | None = None
+    ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
+            raise SigakError(
+                f"boxes must have shape (N, 4) as x1, y1, x2, y2, received {tuple(self.boxes.shape)}"
+            )
+        for name, value in self._present():
+            if len(value) != len(self.boxes):
+                raise SigakError(
+                    f"all fields of Instances must have the same length: boxes has {len(self.boxes)}, {name} {len(value)}"
+                )
+
+    def _present(self) -> list[tuple[str, Any]]:
+        return [
+            (f.name, getattr(self, f.name))
+            for f in fields(self)
+            if getattr(self, f.name) is not None
+        ]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Tensor) -> Instances:
+        """The instances a bool mask (N,) or an int64 index (M,) picks, every field with them."""
+        chosen = torch.as_tensor(index)
+        order = chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen
+        picked = {
+            name: [value[i] for i in order.tolist()] if isinstance(value, list) else value[order]
+            for name, value in self._present()
+        }
+        return Instances(**picked)
+
+
+@dataclass
+class Sample:
+    """One picture and whatever is known of it; the fields are kinds of knowledge, not tasks.
+
+    image (H, W, C) uint8; label a class index, or a (K,) float vector of class weights; class_map (H, W) uint8;
+    matrix (3, 3) float64, file frame to now; size (H, W) of the file frame; source a path or a name like "digits#17".
+    """
+
+    image: np.ndarray
+    source: str = ""
+    index: int = -1
+    label: int | np.ndarray | None = None
+    instances: Instances | None = None
+    class_map: np.ndarray | None = None
+    target: np.ndarray | None = None
+    matrix: np.ndarray = field(default_factory=lambda: np.eye(3))
+    size: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.dtype != np.uint8:
+            raise SigakError(
+                f"a sample's image must be uint8 (H, W, C), received {self.image.dtype} {self.image.shape}"
+            )
+        if self.size == (0, 0):
+            self.size = (self.image.shape[0], self.image.shape[1])
+
+
+@dataclass
+class Batch:
+    """Samples on one canvas.
+
+    images (B, C, H, W) in channels_last memory; labels (B,) int64 or (B, K) float class weights; matrix (B, 3, 3) float64;
+    sizes the (H, W) of each file frame; class_maps (B, H, W) uint8; targets (B, C, H, W); indices (B,) int64, the samples'
+    places in their split (what randomness is keyed by).
+    """
+
+    images: Tensor
+    indices: Tensor
+    matrix: Tensor
+    sizes: list[tuple[int, int]]
+    sources: list[str]
+    labels: Tensor | None = None
+    instances: list[Instances] | None = None
+    class_maps: Tensor | None = None
+    targets: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        moved = {
+            f.name: value.to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def floating(self) -> Batch:
+        """The same batch with float32 images in [0, 1]; floating batches come back unchanged."""
+        if self.images.is_floating_point():
+            return self
+        return replace(self, images=self.images.float().div_(255.0))
+
+    def select(self, places: Tensor) -> Batch:
+        """The samples at `places` (M,) int64 on the batch's device, in that order, copied."""
+        chosen = places.tolist()
+        picked: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                picked[f.name] = _take(value, places)
+            elif value is not None:
+                picked[f.name] = [value[i] for i in chosen]
+        return replace(self, **picked)
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Batch:
+        """Samples whose pictures have one size and one number of channels, on one canvas."""
+        first = samples[0]
+        maps = [s.class_map for s in samples]
+        targets = [s.target for s in samples]
+        return cls(
+            images=stack_images([s.image for s in samples]),
+            indices=torch.tensor([s.index for s in samples]),
+            matrix=torch.from_numpy(np.stack([s.matrix for s in samples])),
+            sizes=[s.size for s in samples],
+            sources=[s.source for s in samples],
+            labels=None if first.label is None else torch.tensor([s.label for s in samples]),
+            instances=None if first.instances is None else [_known(s.instances) for s in samples],
+            class_maps=None if first.class_map is None else torch.from_numpy(np.stack(maps)),  # type: ignore[arg-type]
+            targets=None if first.target is None else stack_images(targets),  # type: ignore[arg-type]
+        )
+
+
+def _known(instances: Instances | None) -> Instances:
+    if instances is None:
+        raise SigakError("all samples of a batch must carry instances, or none of them")
+    return instances
+
+
+def _take(value: Tensor, places: Tensor) -> Tensor:
+    """Rows of a tensor; pictures keep their channels_last memory."""
+    if value.ndim == 4:
+        return value.permute(0, 2, 3, 1)[places].permute(0, 3, 1, 2)
+    return value[places]
+
+
+def stack_images(images: Sequence[np.ndarray]) -> Tensor:
+    """Pictures (H, W, C) uint8 of one size -> (B, C, H, W) uint8 in channels_last memory."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

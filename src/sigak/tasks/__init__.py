@@ -1,0 +1,100 @@
+"""Tasks: what joins pictures, loss, metric, post-processing, drawing and saving.
+
+One task is one file with one final class; `create(name, classes, recipe)` builds it. A task never imports
+a network: they meet in the verbs through `Entry.task`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from sigak.augment.pipeline import Pipeline
+from sigak.recipe import Recipe
+from sigak.structures import Batch, Sample, SigakError
+
+__all__ = ["Metric", "Result", "Task", "create"]
+
+TASKS = ("classify",)
+
+
+class Result(Protocol):
+    """What a task says of one picture: where it came from, and itself as plain values for JSON."""
+
+    source: str
+
+    def asdict(self) -> dict[str, Any]: ...
+
+
+class Metric(Protocol):
+    """The measure of a task, fed batch by batch."""
+
+    def update(self, results: Sequence[Any], batch: Batch) -> None: ...
+
+    def merge(self, other: Any) -> None: ...
+
+    def compute(self) -> dict[str, Any]: ...
+
+
+class Task(ABC):
+    """Eight small methods; `steps` is the whole training protocol.
+
+    classes: names in label order. recipe: the training choices that concern the task.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+
+    def __init__(self, classes: Sequence[str], recipe: Recipe) -> None:
+        self.classes = list(classes)
+        self.recipe = recipe
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """How many classes the network is built with."""
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples on one canvas, their knowledge as tensors."""
+
+    @abstractmethod
+    def augment(self, size: tuple[int, int]) -> Pipeline | None:
+        """The augmentation of training batches of `size` (H, W)."""
+
+    @abstractmethod
+    def steps(
+        self, network: Callable[[Tensor], Any], batch: Batch
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """(optimiser name, scalars) in turn; "loss" is minimised, the others are shown; means over the batch."""
+
+    @abstractmethod
+    def predict(self, network: Callable[[Tensor], Any], batch: Batch) -> list[Any]:
+        """One Result a picture, in the frame of its file."""
+
+    @abstractmethod
+    def metric(self) -> Metric:
+        """A fresh metric."""
+
+    @abstractmethod
+    def draw(self, image: np.ndarray, result: Any) -> np.ndarray:
+        """`image` (H, W, 3) uint8 with the result drawn on it."""
+
+    @abstractmethod
+    def save(self, results: Sequence[Any], folder: Path) -> list[Path]:
+        """Write the results in the usual format of the field; returns the files."""
+
+
+def create(name: str, classes: Sequence[str], recipe: Recipe) -> Task:
+    """The task called `name`."""
+    if name not in TASKS:
+        raise SigakError(f"there is no task called {name!r}; the tasks are {', '.join(TASKS)}")
+    module = import_module(f"sigak.tasks.{name}")
+    task: Task = module.TASK(classes, recipe)
+    return task

@@ -1,0 +1,522 @@
+"""Train: a network's name and data in, a run folder out.
+
+This verb is the only file that knows the distributed engine (Accelerate over torch.distributed).
+A step's randomness is a function of (seed, epoch, step, process), never of what ran before, so a resumed run
+needs no generator state and ends with the same weights as one that was never cut off.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sigak import data, foreign, models, optimize, tasks
+from sigak.callbacks import Callback, EarlyStopping, ModelCheckpoint, ReduceLROnPlateau, TensorBoard
+from sigak.data import Dataset
+from sigak.data.feed import Feed, Pictures, Step
+from sigak.evaluation import mistakes
+from sigak.io import image
+from sigak.io import weights as files
+from sigak.losses import l2_penalty
+from sigak.prediction import Assessment, assess
+from sigak.progress import Progress, figures
+from sigak.recipe import Options, Recipe
+from sigak.report import write as write_report
+from sigak.runs import RunFolder, choose_folder, resumed, story
+from sigak.runtime import TorchEngine, environment, pick_device, pick_precision
+from sigak.structures import Batch, Failure, SigakError
+
+__all__ = ["Run", "train"]
+
+
+@dataclass
+class Run:
+    """A finished training. history: one array a figure, by epoch; checkpoint: the best weights."""
+
+    folder: Path
+    checkpoint: Path
+    history: dict[str, np.ndarray]
+    best_epoch: int
+    evaluation: dict[str, Any]
+
+
+def train(
+    model: str,
+    dataset: str | Path | Dataset,
+    *,
+    callbacks: Sequence[Callback] = (),
+    **changes: Any,
+) -> Run:
+    """Train the network called `model` on `dataset` (a name, a folder, or a Dataset).
+
+    changes: any field of `Recipe` or `Options`. The network's own recipe stands where nothing is said.
+    callbacks: beside those the options ask for.
+    """
+    known = {f.name for f in fields(Options)}
+    options = Options(**{k: v for k, v in changes.items() if k in known})
+    entry = models.entry(model)
+    said = {k: v for k, v in changes.items() if k not in known}
+    recipe = Recipe.of(entry.recipe, said)
+    optimize.check(recipe)
+    earlier = resumed(options, model, said)
+    if earlier:
+        recipe = Recipe.of(earlier["recipe"], {"epochs": recipe.epochs} if "epochs" in said else {})
+    if not isinstance(dataset, Dataset):
+        dataset = data.load(
+            dataset,
+            val=recipe.val,
+            seed=recipe.seed,
+            download=options.download,
+            strict=options.strict,
+        )
+    with torch.random.fork_rng():
+        training = Training(model, dataset, recipe, options, callbacks)
+        return training.fit()
+
+
+class Training:
+    """One run: the network, its data, its optimisers, and where it stands."""
+
+    def __init__(
+        self,
+        model: str,
+        dataset: Dataset,
+        recipe: Recipe,
+        options: Options,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.name, self.dataset, self.recipe, self.options = model, dataset, recipe, options
+        self.entry = models.entry(model)
+        self.task = tasks.create(self.entry.task, dataset.classes, recipe)
+        device = pick_device(options.device)
+        self.accelerator = Accelerator(cpu=device.type == "cpu")
+        self.world = self.accelerator.num_processes
+        self.main = self.accelerator.is_main_process
+        self.device = device if self.world == 1 else self.accelerator.device
+        self.folder = self._shared(choose_folder(options, model, dataset.name))
+        self.files = RunFolder(self.folder)
+        self.progress = Progress(visible=self.main and not options.quiet)
+        self.precision = pick_precision(recipe.precision, self.device)
+        self.digest = data.digest(dataset)
+        self._prepare_data()
+        self._prepare_network()
+        self.callbacks = [*self._own_callbacks(), *callbacks]
+        # Where the run stands; everything here is in the resume file.
+        self.epoch, self.step = 1, 0
+        self.sums: dict[str, Tensor] = {}
+        self.history: list[dict[str, float]] = []
+        self.lr_scale = 1.0
+        self.stop = False
+        self.seconds = 0.0  # spent in this epoch before a restart
+
+    def _shared(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
+
+    # --- setting up -------------------------------------------------------------------------
+
+    def _prepare_data(self) -> None:
+        recipe, row = self.recipe, self.entry.input
+        own = self.dataset.color if row.color == "any" else row.color
+        self.color = recipe.color or own
+        size = (recipe.size, recipe.size) if recipe.size else row.size
+        fit = recipe.fit or row.fit
+        self.preparation = image.Preparation(size=size, color=self.color, fit=fit)
+        with self.progress:
+            self.pictures = {
+                name: self._decode(name) for name in ("train", "val") if name in self.dataset.splits
+            }
+        share = (self.accelerator.process_index, self.world)
+        self.feed = Feed(
+            self.pictures["train"],
+            batch=recipe.batch,
+            share=share,
+            seed=recipe.seed,
+            augment=self.task.augment(size),
+        )
+        val = self.pictures.get("val")
+        self.val_feed = Feed(val, batch=recipe.batch, share=share) if val else None
+
+    def _decode(self, name: str) -> Pictures:
+        split = self.dataset.splits[name]
+        pictures = Pictures(
+            split,
+            self.preparation,
+            self.task.collate,
+            reduced=name == "train",
+            threads=self.options.threads or None,
+            device=self.device,
+        )
+        self.progress.begin(f"reading {name}", len(split))
+        pictures.load(self.progress.reach)
+        if pictures.problems and self.options.strict:
+            first = pictures.problems[0]
+            raise SigakError(
+                f"{len(pictures.problems)} pictures cannot be read, first {first.source}: {first.reason}"
+            )
+        for problem in pictures.problems:
+            self.progress.say(f"skipped {problem.source}: {problem.reason}")
+        return pictures
+
+    def _prepare_network(self) -> None:
+        recipe = self.recipe
+        torch.manual_seed(recipe.seed)
+        changes: dict[str, Any] = {}
+        if recipe.standardize == "data":
+            changes["mean"], changes["std"] = self.pictures["train"].statistics()
+        self.arguments = models.arguments(
+            self.name,
+            classes=self.task.outputs,
+            size=self.preparation.size,
+            color=self.color,
+            **changes,
+        )
+        self.network = self.entry.build(**self.arguments)
+        self.head: tuple[str, ...] = self.network.head  # type: ignore[assignment]
+        pretrained = self.options.pretrained
+        if pretrained:
+            self._start_from(pretrained)
+        elif recipe.freeze:
+            raise SigakError("--freeze backbone needs weights to keep: add --pretrained")
+        self.engine = TorchEngine(self.network, self.device)
+        self.optimizers = {
+            "main": optimize.build(self.network, self.head, recipe, bool(pretrained))
+        }
+        self.average: AveragedModel | None = None
+        if recipe.ema:
+            average = get_ema_multi_avg_fn(recipe.ema)
+            self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+            self.engine = TorchEngine(self.average.module, self.device)
+        self.parallel: nn.Module = self.network
+
+    def _start_from(self, pretrained: str) -> None:
+        path = Path(pretrained)
+        if not path.is_file():
+            tag = "" if pretrained == "default" else pretrained
+            path, _ = foreign.fetch(self.name, tag, allow_download=self.options.download)
+        fresh = foreign.load_into(self.network, self.entry, path, head=self.head)
+        self.progress.say(f"weights from {path}; {len(fresh)} tensors of the head start fresh")
+
+    def _own_callbacks(self) -> list[Callback]:
+        options = self.options
+        watched = options.monitor or ("val_loss" if self.val_feed else "loss")
+        self.keeper = ModelCheckpoint(files.BEST, watched)
+        own: list[Callback] = [self.keeper]
+        if options.reduce_lr:
+            own.append(
+                ReduceLROnPlateau(
+                    watched,
+                    patience=options.reduce_lr,
+                    factor=options.reduce_factor,
+                    min_lr=options.min_lr,
+                )
+            )
+        if options.early_stop:
+            own.append(
+                EarlyStopping(watched, patience=options.early_stop, min_delta=options.min_delta)
+            )
+        if options.tensorboard and self.main:
+            own.append(TensorBoard())
+        return own
+
+    # --- the loop ---------------------------------------------------------------------------
+
+    def fit(self) -> Run:
+        """Train to the last epoch, then evaluate the best weights and write the report."""
+        if self.options.resume:
+            self._load_state()
+        if self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.files.write_json("recipe.json", self._described())
+        for callback in self.callbacks:
+            callback.on_train_begin(self)
+        try:
+            with self.progress:
+                while self.epoch <= self.recipe.epochs and not self.stop:
+                    self._run_epoch()
+        except KeyboardInterrupt as error:
+            raise Failure(
+                f"interrupted in epoch {self.epoch}; go on with --resume {self.folder}"
+            ) from error
+        for callback in self.callbacks:
+            callback.on_train_end(self)
+        return self._finish()
+
+    def _run_epoch(self) -> None:
+        """One epoch: all its steps, validation, callbacks, and the state that survives a crash."""
+        self._set_mode()
+        begun, first = time.perf_counter(), self.step
+        done = first * self.recipe.batch
+        self.progress.begin(
+            f"epoch {self.epoch}/{self.recipe.epochs}", len(self.feed.pictures), done
+        )
+        saved = begun
+        for step in self.feed.epoch(self.epoch, first):
+            self._train_step(step)
+            self.step = step.number + 1
+            now = time.perf_counter()
+            rate = (self.step - first) * self.recipe.batch / (now - begun)
+            self.progress.advance(step.total, f"{rate:.0f} images/s")
+            if now - saved > self.options.save_every and self.world == 1:
+                self.seconds += now - begun
+                begun, first, saved = now, self.step, now
+                self._save_state()
+        trained = time.perf_counter() - begun + self.seconds
+        logs = self._epoch_logs(trained)
+        self._end_epoch(logs)
+
+    def _train_step(self, step: Step) -> None:
+        """Forward, backward and update for one batch (in `accumulate` parts)."""
+        recipe = self.recipe
+        torch.manual_seed(
+            _mix(recipe.seed, self.epoch, step.number, self.accelerator.process_index)
+        )
+        share = self.lr_scale * optimize.factor(
+            recipe, (self.epoch - 1) * self.feed.steps + step.number, self.feed.steps
+        )
+        for part, weight in _parts(step, recipe.accumulate):
+            for objective, shown in self._losses(part):
+                # Gradients are averaged over processes; this makes them the mean over the whole batch.
+                self.accelerator.backward(objective * (weight * self.world / step.total))
+                self._count(shown, weight)
+        for optimizer in self.optimizers.values():
+            optimize.set_lr(optimizer, share)
+            if recipe.clip:
+                self.accelerator.clip_grad_norm_(self.network.parameters(), recipe.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        if self.device.type == "cpu" or step.number % 50 == 0:
+            self._refuse_nan(step.number)
+
+    def _losses(self, batch: Batch) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """(what is minimised, what is shown) for every step of the task; the L2 penalty is shown apart."""
+        enabled = self.precision == torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+            for _, losses in self.task.steps(self.parallel, batch.floating()):
+                objective = losses["loss"]
+                if self.recipe.l2:
+                    losses["l2"] = self.recipe.l2 * l2_penalty(self.network, self.head)
+                    objective = objective + losses["l2"]
+                yield objective, losses
+
+    def _count(self, losses: Mapping[str, Tensor], weight: float) -> None:
+        for name, value in losses.items():
+            total = value.detach().double() * weight
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+        count = torch.tensor(float(weight), dtype=torch.float64, device=self.device)
+        self.sums["count"] = self.sums["count"] + count if "count" in self.sums else count
+
+    def _refuse_nan(self, number: int) -> None:
+        if not math.isfinite(float(self.sums["loss"])):
+            lr = self.current_lr()
+            raise Failure(
+                f"the loss became NaN or infinite in epoch {self.epoch}, step {number + 1} (learning rate {lr:.3g}); "
+                f"try a lower --lr, --clip 1 or --precision float32. The best weights so far are in {self.folder}."
+            )
+
+    def _set_mode(self) -> None:
+        """Training mode; a kept backbone's batch norm stays in evaluation mode, frozen or let go."""
+        recipe = self.recipe
+        self.network.train()
+        frozen = bool(recipe.freeze) and not (0 < recipe.unfreeze_at <= self.epoch)
+        optimize.freeze(self.network, self.head, frozen)
+        if recipe.freeze:
+            for name, module in self.network.named_modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not name.startswith(
+                    self.head
+                ):
+                    module.eval()
+        if (
+            self.world > 1
+        ):  # wrapped each epoch, because it only learns of the parameters that can move
+            self.parallel = self.accelerator.prepare_model(self.network)
+
+    def _epoch_logs(self, seconds: float) -> dict[str, float]:
+        reduced = {k: float(self.accelerator.reduce(v, "sum")) for k, v in self.sums.items()}
+        count = reduced.pop("count")
+        logs = {name: total / count for name, total in reduced.items()}
+        if not math.isfinite(logs["loss"]):
+            self._refuse_nan(self.step - 1)
+        if self.val_feed is not None:
+            scores = self._assess(self.val_feed).metric.compute()
+            logs |= {f"val_{k}": v for k, v in scores.items() if isinstance(v, float)}
+        rate = count / seconds
+        return logs | {"lr": self.current_lr(), "seconds": seconds, "images_per_second": rate}
+
+    def _assess(self, feed: Feed) -> Assessment:
+        """Every picture once, shared by the processes; each process gets the whole."""
+        found = assess(self.engine, self.task, feed)
+        if self.world > 1:
+            first, *others = gather_object([found])
+            for other in others:
+                first.add(other)
+            found = first
+        return found
+
+    def _end_epoch(self, logs: dict[str, float]) -> None:
+        self.history.append({"epoch": float(self.epoch), **logs})
+        self.progress.say(f"epoch {self.epoch}/{self.recipe.epochs}  {figures(logs)}")
+        for callback in self.callbacks:
+            note = callback.on_epoch_end(self, self.epoch, logs)
+            if note:
+                self.progress.say(note)
+        self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
+        if self.main:
+            self.files.write_history(self.history)
+            self._save_state()
+        self.accelerator.wait_for_everyone()
+
+    # --- what callbacks may do --------------------------------------------------------------
+
+    def _evaluated(self) -> nn.Module:
+        return self.network if self.average is None else self.average.module
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights that are evaluated."""
+        return {k: v.detach().clone() for k, v in self._evaluated().state_dict().items()}
+
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
+        """Put such a copy back."""
+        self._evaluated().load_state_dict(weights)
+
+    def current_lr(self) -> float:
+        """The highest learning rate of the last step."""
+        return float(max(g["lr"] for o in self.optimizers.values() for g in o.param_groups))
+
+    def save(self, path: Path, logs: Mapping[str, float], *, weights_only: bool = False) -> None:
+        """Write the evaluated weights as a checkpoint (the main process only)."""
+        if not self.main:
+            return
+        known = {"name": self.dataset.name, "digest": self.digest}
+        header = files.header(
+            self.name,
+            self.entry.task,
+            self.arguments,
+            self.dataset.classes,
+            preparation=self.preparation.asdict(),
+            recipe=self.recipe.asdict(),
+            scores={} if weights_only else dict(logs),
+            data=known,
+        )
+        files.write(path, self._evaluated().state_dict(), header)
+
+    # --- surviving --------------------------------------------------------------------------
+
+    def _save_state(self) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "average": None if self.average is None else self.average.state_dict(),
+            "callbacks": [c.state_dict() for c in self.callbacks],
+            "sums": self.sums,
+        }
+        header = {
+            "model": self.name,
+            "data": self.digest,
+            "recipe": self.recipe.asdict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "history": self.history,
+            "lr_scale": self.lr_scale,
+            "stop": self.stop,
+            "seconds": self.seconds,
+        }
+        self.files.save_state(state, header)
+
+    def _load_state(self) -> None:
+        saved = self.files.load_state()
+        if saved is None:
+            self.progress.say(
+                f"{self.folder} holds no resume state yet: starting from the beginning"
+            )
+            return
+        state, header = saved
+        if header["data"] != self.digest:
+            raise SigakError(
+                f"the data is not what {self.folder} was trained on (pictures were added, removed or changed); "
+                "train anew with another --out"
+            )
+        self.network.load_state_dict(state["network"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for callback, kept in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(kept)
+        self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
+        self.epoch, self.step, self.history = header["epoch"], header["step"], header["history"]
+        self.lr_scale, self.stop, self.seconds = (
+            header["lr_scale"],
+            header["stop"],
+            header["seconds"],
+        )
+        self.progress.say(f"continuing {self.folder} at epoch {self.epoch}, step {self.step + 1}")
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "model": self.name,
+            "data": self.dataset.name,
+            "recipe": self.recipe.asdict(),
+            "options": asdict(self.options),
+            "environment": environment(self.device),
+        }
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def _finish(self) -> Run:
+        """Measure the best weights on the test split (else val, else train) and write the report."""
+        best = self.folder / files.BEST
+        self.accelerator.wait_for_everyone()
+        self._evaluated().load_state_dict(files.read(best)[0])
+        name = next(n for n in ("test", "val", "train") if n in self.dataset.splits)
+        feed = self.val_feed if name == "val" else self._final_feed(name)
+        found = self._assess(feed)
+        evaluation = {"split": name, **found.metric.compute()}
+        history = {
+            k: np.array([row.get(k, np.nan) for row in self.history]) for k in self.history[-1]
+        }
+        if self.main:
+            self.files.write_json("evaluation.json", evaluation)
+            wrong = mistakes(found, self.dataset.classes, feed) if self.world == 1 else []
+            write_report(self.folder / "report.html", story(self, name, evaluation, history, wrong))
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in evaluation.items() if isinstance(v, float))
+            self.progress.say(f"best epoch {self.keeper.best_epoch}, measured on {name}: {shown}")
+            self.progress.say(f"checkpoint {best}\nreport     {self.folder / 'report.html'}")
+        return Run(self.folder, best, history, self.keeper.best_epoch, evaluation)
+
+    def _final_feed(self, name: str) -> Feed:
+        pictures = Pictures(
+            self.dataset.splits[name], self.preparation, self.task.collate, device=self.device
+        )
+        share = (self.accelerator.process_index, self.world)
+        return Feed(pictures.load(), batch=self.recipe.batch, share=share)
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _parts(step: Step, count: int) -> Iterator[tuple[Batch, int]]:
+    """The batch in `count` parts with the number of pictures each stands for."""
+    if count == 1 or step.own <= 1:
+        yield step.batch, step.own
+        return
+    for places in torch.arange(step.own, device=step.batch.images.device).tensor_split(count):
+        if len(places):
+            yield step.batch.select(places), len(places)
