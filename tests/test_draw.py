@@ -33,6 +33,11 @@ def test_any_text_can_be_written(words):
     assert grid([WHITE], [words]).ndim == 3
 
 
+def test_letters_with_accents_are_not_boxes():
+    drawn = [text(WHITE, (0, 0), words, size=30) for words in ("é", "ü", "и", "Ω")]
+    assert all((a != b).any() for a in drawn for b in drawn if a is not b)
+
+
 def test_grid_of_mixed_pictures():
     tiny = np.full((2, 2, 1), 200, np.uint8)
     tall = np.full((300, 10, 3), 100, np.uint8)

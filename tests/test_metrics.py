@@ -165,6 +165,14 @@ def test_takes_tensors_of_any_precision(dtype: torch.dtype) -> None:
     assert result == _measured((rounded, truth, loss), classes=10)
 
 
+def test_takes_arrays_that_cannot_be_written() -> None:
+    scores, truth, loss = _random(20, 3)
+    expected = _measured((scores, truth, loss), classes=3)
+    for array in (scores, truth, loss):
+        array.flags.writeable = False
+    assert _measured((scores, truth, loss), classes=3) == expected
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 50), max_size=5), st.permutations(range(6)), st.booleans())
 def test_any_split_and_any_merge_order_give_the_same_numbers(
@@ -218,7 +226,7 @@ def test_merging_other_classes_is_refused() -> None:
         (np.eye(3), [0, 1, 3], None, "class indices must be 0 to 2"),
         (np.eye(3), [0, 1, -2], None, "class indices must be 0 to 2"),
         (np.eye(3), [0, 1, 2], [1.0], "one number per picture"),
-        (np.eye(3), [0, 1, 2], [1.0, np.inf, 1.0], "diverged"),
+        (np.eye(3), [0, 1, 2], [1.0, np.inf, 1.0], "losses must be finite"),
     ],
 )
 def test_mistakes_are_explained(scores, truth, loss, message) -> None:  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""Drawing on pictures: text of any script, and sheets of pictures with captions. Pixels in, pixels out.
+"""Drawing on pictures: text of any script, and sheets of pictures with captions.
 
 Pictures are (H, W, 3) uint8 RGB; what is handed in is never changed.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,17 +16,15 @@ from sigak.structures import SigakError
 
 __all__ = ["grid", "text"]
 
-Color = tuple[int, int, int]
+_Color = tuple[int, int, int]
 
-# Fonts with the letters of Korean, Chinese and Japanese that systems bring along; Pillow knows
-# where to look.
-_WIDE_FONTS = (
+# Fonts with Korean, Chinese and Japanese letters that systems bring; Pillow knows where to look.
+_SYSTEM_FONTS = (
     "NanumGothic.ttf",
     "NotoSansCJK-Regular.ttc",
     "NotoSansKR-Regular.otf",
     "AppleSDGothicNeo.ttc",
     "malgun.ttf",
-    "DejaVuSans.ttf",
 )
 _MARGIN = 4  # pixels between pictures, and between a picture and its caption
 
@@ -36,8 +35,8 @@ def text(
     words: str,
     *,
     size: int = 14,
-    color: Color = (0, 0, 0),
-    background: Color | None = None,
+    color: _Color = (0, 0, 0),
+    background: _Color | None = None,
 ) -> np.ndarray:
     """A copy of `image` with `words` written from the point `at` = (x, y), their upper left corner.
 
@@ -56,7 +55,7 @@ def text(
 def grid(
     images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8, side: int = 112
 ) -> np.ndarray:
-    """(H, W, 3) uint8: pictures of any sizes in rows of `columns`, each with its caption below, on white.
+    """(H, W, 3) uint8: pictures of any sizes in rows of `columns`, their captions below them.
 
     Every picture is fitted into a square of `side` pixels, small ones enlarged with hard pixel
     edges; a caption too long for its place is shortened. The captions keep one readable size
@@ -64,8 +63,8 @@ def grid(
     """
     if not images or len(images) != len(captions) or columns < 1:
         raise SigakError(
-            f"expected at least one picture and column, and a caption each; received {len(images)} pictures, "
-            f"{len(captions)} captions and {columns} columns"
+            f"expected at least one picture and column, and a caption each; received {len(images)} "
+            f"pictures, {len(captions)} captions and {columns} columns"
         )
     size = max(12, side // 8)
     columns = min(columns, len(images))
@@ -86,10 +85,11 @@ def grid(
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) of a uint8 picture (H, W, 1), (H, W, 3) or (H, W, 4), whose transparency is left out."""
+    """(H, W, 3) of a gray, RGB or RGBA uint8 picture; transparency is left out."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4):
         raise SigakError(
-            f"expected a uint8 picture (H, W, 1), (H, W, 3) or (H, W, 4), received {image.dtype} {image.shape}"
+            f"expected a uint8 picture (H, W, 1), (H, W, 3) or (H, W, 4), received {image.dtype} "
+            f"{image.shape}"
         )
     return np.ascontiguousarray(np.broadcast_to(image[..., :3], (*image.shape[:2], 3)))
 
@@ -115,19 +115,27 @@ def _shorten(
 
 
 def _font_for(words: str, size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, str]:
-    """A font for `words` at `size` pixels, and the words as that font can write them, on one line."""
+    """A font for `words` at `size` pixels, and the words as it can write them, on one line."""
     words = " ".join(words.split())
-    font = _font(size, wide=any(ord(letter) > 0x24F for letter in words))
+    font = _font(size, ascii_only=words.isascii())
     if isinstance(font, ImageFont.FreeTypeFont):
         return font, words.encode("utf-8", "replace").decode()
     return font, words.encode("latin-1", "replace").decode("latin-1")  # Pillow without FreeType
 
 
 @lru_cache(maxsize=32)
-def _font(size: int, wide: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    for name in _WIDE_FONTS if wide else ():
+def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font Pillow carries, which has ASCII letters, or for others the first that is found."""
+    for name in () if ascii_only else (*_SYSTEM_FONTS, _matplotlib_font()):
         try:
             return ImageFont.truetype(name, size)
         except (OSError, ImportError):
             continue
     return ImageFont.load_default(size)
+
+
+def _matplotlib_font() -> str:
+    """DejaVu Sans, which comes with matplotlib, has Latin, Greek and Cyrillic letters."""
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sigak.structures import UNKNOWN, SigakError
@@ -186,8 +185,11 @@ class _ExactSum:
 
 def _array(values: Tensor | np.ndarray) -> np.ndarray:
     """On the CPU and contiguous: the order of summation, so the last digit, follows the layout."""
-    tensor = torch.as_tensor(values).detach().cpu()
-    return np.ascontiguousarray((tensor.double() if tensor.is_floating_point() else tensor).numpy())
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # numpy has no bfloat16; double holds every float exactly.
+        values = (values.double() if values.is_floating_point() else values).numpy()
+    return np.ascontiguousarray(values)
 
 
 def _scores(values: Tensor | np.ndarray, classes: int) -> np.ndarray:
@@ -240,8 +242,8 @@ def _loss(values: Tensor | np.ndarray, known: np.ndarray) -> np.ndarray:
     loss = loss[known]
     if not np.isfinite(loss).all():
         raise SigakError(
-            "losses must be numbers, received NaN or infinity: the network has diverged; "
-            "train it with a lower learning rate"
+            "losses must be finite, received NaN or infinity: compute them from log-probabilities, "
+            "or keep probabilities above 0; if those are NaN too, the network has diverged"
         )
     return loss
 

@@ -12,7 +12,7 @@ from torch import nn
 from sigak.recipe import Recipe
 from sigak.structures import SigakError
 
-__all__ = ["build", "check", "factor", "freeze", "set_lr"]
+__all__ = ["build", "check", "factor", "freeze", "restore", "set_lr"]
 
 NAMES = {"momentum": "SGD", "sgd": "SGD"} | {
     name.lower(): name
@@ -91,6 +91,17 @@ def set_lr(optimizer: torch.optim.Optimizer, share: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * share
     return float(max(group["lr"] for group in optimizer.param_groups))
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take up a saved state, every buffer in the memory layout of its parameter: the fused kernels walk both
+    as flat memory and would pair the wrong values where one is channels_last and the other is not.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, buffers in optimizer.state.items():
+        for name, value in buffers.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                buffers[name] = torch.empty_like(parameter).copy_(value)
 
 
 def freeze(network: nn.Module, head: tuple[str, ...], frozen: bool) -> None:

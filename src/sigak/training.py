@@ -453,7 +453,7 @@ class Training:
             )
         self.network.load_state_dict(state["network"])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            optimize.restore(optimizer, state["optimizers"][name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         for callback, kept in zip(self.callbacks, state["callbacks"], strict=True):

@@ -49,7 +49,8 @@ def test_slots_samples_epochs_and_seeds_are_independent() -> None:
     ]
     for other in others:
         assert correlation(value, other) < 0.03
-    # Seed s of epoch e + 1 must not be seed s + 1 of epoch e, nor must samples take an epoch's place.
+    # Seed s of epoch e + 1 must not be seed s + 1 of epoch e, nor must samples take an epoch's
+    # place.
     assert not np.intersect1d(Draws(0, 1, MANY).bits("a"), Draws(1, 0, MANY).bits("a")).size
     assert len(np.unique(here.bits("a"))) == len(MANY)
 

@@ -1,4 +1,6 @@
-"""What must hold for every augmentation: the picture, its matrix and everything marked on it stay together."""
+"""What must hold for every augmentation: the picture, its matrix and everything marked on it stay
+together.
+"""
 
 from dataclasses import replace
 
@@ -14,8 +16,9 @@ from sigak.augment.geometry import move_instances
 from sigak.structures import IGNORE, Batch, Instances, SigakError
 
 GEOMETRY = [
-    "flip=h", "flip=v", "flip=both", "rotate=30", "shift=0.2", "shift=0.1/0.3", "zoom=0.3", "zoom=0.3/0.1",
-    "shear=15", "perspective=0.3", "crop=5", "rrc=0.5", "flip=both,rotate=20,shift=0.1,zoom=0.2,shear=10",
+    "flip=h", "flip=v", "flip=both", "rotate=30", "shift=0.2", "shift=0.1/0.3", "zoom=0.3",
+    "zoom=0.3/0.1", "shear=15", "perspective=0.3", "crop=5", "rrc=0.5",
+    "flip=both,rotate=20,shift=0.1,zoom=0.2,shear=10",
 ]  # fmt: skip
 PHOTO = ["brightness=0.5", "contrast=0.5", "saturation=1", "hue=0.2", "noise=0.1", "cutout=9"]
 SIZE = (48, 64)
@@ -53,7 +56,9 @@ def plan_of(pipeline: Pipeline, batch: Batch, seed: int = 0, epoch: int = 0) -> 
 
 
 def extent(painted: np.ndarray) -> tuple[float, ...]:
-    """x1, y1, x2, y2 of an anti-aliased painting (H, W) of 0..255: where its rows and columns are half covered."""
+    """x1, y1, x2, y2 of an anti-aliased painting (H, W) of 0..255: where its rows and columns are
+    half covered.
+    """
     sides = []
     for axis in (0, 1):
         profile = painted.max(axis=axis) / 255.0
@@ -66,7 +71,9 @@ def extent(painted: np.ndarray) -> tuple[float, ...]:
 @pytest.mark.parametrize("spec", ["flip=both", "shift=0.1", "zoom=0.3", "zoom=0.2/0.3", "crop=5"])
 @pytest.mark.parametrize("floating", [False, True])
 def test_the_painted_box_is_where_the_box_is(spec: str, floating: bool) -> None:
-    """Without rotation the hull is the box itself, so picture and numbers must agree to less than a pixel."""
+    """Without rotation the hull is the box itself, so picture and numbers must agree to less than a
+    pixel.
+    """
     images = np.zeros((8, *SIZE, 3), np.uint8)
     images[:, 18:30, 20:44] = 255
     box = torch.tensor([[20.0, 18.0, 44.0, 30.0]])

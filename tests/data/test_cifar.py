@@ -1,18 +1,20 @@
 """CIFAR in the official binary form, written here and read back."""
 
+import hashlib
 import io
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sigak.data import load
+from sigak.data import cifar, digest, load
 from sigak.data.cifar import SETS, _unpack
 from sigak.structures import SigakError
 
 
 def write_records(path, labels, pixels):
-    """labels (N, bytes per record) and pixels (N, 32, 32, 3) as the authors' programs write them."""
+    """labels (N, bytes per record) and pixels (N, 32, 32, 3) as the authors write them."""
     planes = pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.concatenate([labels, planes], axis=1).astype(np.uint8).tofile(path)
@@ -115,10 +117,33 @@ def test_unpacks_only_what_is_wanted_and_nowhere_else(tmp_path):
         _unpack(archive, ["link.bin"])
 
 
+def test_a_missing_archive_is_fetched_and_unpacked(cifar10, publisher, tmp_path, monkeypatch):
+    folder, *_ = cifar10
+    address, published = publisher
+    (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
+    archive = published / "cifar-10-binary.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(cifar, "_HOME", address)
+    monkeypatch.setitem(cifar.SETS, "cifar10", replace(cifar.SETS["cifar10"], md5=md5))
+    here = load("cifar10")
+    monkeypatch.delenv("SIGAK_DATA")
+    fetched = load("cifar10", download=True)
+    assert digest(fetched) == digest(here)
+    assert fetched.classes == list("abcdefghij")
+    cache = tmp_path / "cache" / folder.name
+    assert {p.name for p in cache.iterdir()} == {p.name for p in folder.iterdir()}
+
+
 @pytest.mark.data
 def test_the_real_cifar10():
     data = load("cifar10")
-    assert {k: len(v) for k, v in data.splits.items()} == {"train": 45000, "val": 5000, "test": 10000}
+    assert {k: len(v) for k, v in data.splits.items()} == {
+        "train": 45000,
+        "val": 5000,
+        "test": 10000,
+    }
     assert np.bincount(data.splits["val"].labels).tolist() == [500] * 10
     assert data.classes[6] == "frog"
     assert data.problems == []

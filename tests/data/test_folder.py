@@ -70,7 +70,7 @@ def test_split_folders_are_used_as_they_are(tmp_path):
     assert {k: len(v) for k, v in data.splits.items()} == {"train": 8, "val": 4, "test": 6}
     assert [(p.reason, p.action) for p in data.problems] == [
         ("files that are not pictures (1): readme.txt", "ignored"),
-        ("folders beside the splits (1): unlabelled", "ignored"),
+        ("folders that are no split of classes (1): unlabelled", "ignored"),
     ]
 
 
@@ -80,7 +80,11 @@ def test_val_is_carved_beside_a_test_folder(tmp_path):
             picture(tmp_path / split / "a" / f"{i}.png")
             picture(tmp_path / split / "b" / f"{i}.png")
     splits = load(tmp_path, val=0.2).splits
-    assert {name: len(split) for name, split in splits.items()} == {"train": 8, "val": 2, "test": 10}
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 8,
+        "val": 2,
+        "test": 10,
+    }
 
 
 def test_train_may_be_a_class_of_vehicles(tmp_path):
@@ -172,7 +176,9 @@ def test_one_class_only(tmp_path):
 @pytest.mark.parametrize("spec", ["nowhere/to/be/found", "./digits", "digits/"])
 def test_no_such_folder(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SigakError, match="does not exist; expected one folder of pictures per class"):
+    with pytest.raises(
+        SigakError, match="does not exist; expected one folder of pictures per class"
+    ):
         load(spec)
 
 
@@ -183,22 +189,40 @@ def test_a_file_instead_of_a_folder(tmp_path):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(SigakError, match="received no folders and no pictures"):
+    with pytest.raises(SigakError, match="received no folders and 0 pictures"):
         load(tmp_path)
 
 
 def test_pictures_without_class_folders(tmp_path):
     picture(tmp_path / "1.png")
     picture(tmp_path / "2.png")
-    with pytest.raises(SigakError, match=r"cat/1\.jpg.* received 2 pictures in no folder"):
+    with pytest.raises(SigakError, match=r"cat/1\.jpg.* received no folders and 2 pictures"):
         load(tmp_path)
 
 
 def test_splits_without_class_folders(tmp_path):
     for split in ("train", "test"):
         picture(tmp_path / split / "1.png")
-    with pytest.raises(SigakError, match=r"train.dog.1\.jpg, at least two; received no class folders"):
+    with pytest.raises(
+        SigakError, match=r"train.dog.1\.jpg, at least two; received no class folders"
+    ):
         load(tmp_path)
+
+
+def test_a_test_folder_without_classes_is_no_split(tmp_path):
+    for name in "ab":
+        for i in range(3):
+            picture(tmp_path / "train" / name / f"{i}.png")
+    picture(tmp_path / "test" / "1.png")
+    data = load(tmp_path)
+    assert list(data.splits) == ["train", "val"]
+    assert [p.reason for p in data.problems] == ["folders that are no split of classes (1): test"]
+
+
+def test_a_test_folder_alone(tmp_path):
+    for name in "ab":
+        picture(tmp_path / "test" / name / "1.png")
+    assert {name: len(split) for name, split in load(tmp_path).splits.items()} == {"test": 2}
 
 
 def test_splits_of_different_classes(tmp_path):
@@ -213,7 +237,9 @@ def test_two_folders_for_one_split(tmp_path):
     for split in ("train", "val", "valid"):
         for name in "ab":
             picture(tmp_path / split / name / "1.png")
-    with pytest.raises(SigakError, match="one folder for the val split, received .*val and .*valid"):
+    with pytest.raises(
+        SigakError, match=r"one folder for the val split, received .*val and .*valid"
+    ):
         load(tmp_path)
 
 

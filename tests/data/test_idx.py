@@ -1,13 +1,15 @@
 """MNIST-like sets in the official idx form, written here and read back."""
 
 import gzip
+import hashlib
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sigak.data import load
-from sigak.data.idx import read_idx
+from sigak.data import digest, load
+from sigak.data.idx import SETS, read_idx
 from sigak.structures import SigakError
 
 STEMS = (
@@ -23,7 +25,7 @@ def idx_bytes(array):
 
 @pytest.fixture
 def mnist(tmp_path, monkeypatch):
-    """A small set below $SIGAK_DATA, two files gzipped and two plain; returns the arrays and the folder."""
+    """A small set below $SIGAK_DATA, two files gzipped and two plain: (arrays, folder)."""
     monkeypatch.setenv("SIGAK_DATA", str(tmp_path))
     monkeypatch.setenv("SIGAK_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "mnist"
@@ -69,14 +71,14 @@ def test_val_keeps_pixels_and_records_together(mnist):
 def test_labels_beyond_the_classes(mnist):
     _, folder = mnist
     (folder / STEMS[1]).write_bytes(idx_bytes(np.array([3] * 39 + [10])))
-    with pytest.raises(SigakError, match="train-labels.*from 0 to 9, received 10 for picture 39"):
+    with pytest.raises(SigakError, match=r"train-labels.*from 0 to 9, received 10 for picture 39"):
         load("mnist")
 
 
 def test_labels_of_another_set(mnist):
     _, folder = mnist
     (folder / STEMS[1]).write_bytes(idx_bytes(np.zeros(39)))
-    with pytest.raises(SigakError, match="40 pictures in .* and 39 labels"):
+    with pytest.raises(SigakError, match=r"40 pictures in .* and 39 labels"):
         load("mnist")
 
 
@@ -98,7 +100,9 @@ def test_cut_and_foreign_files(tmp_path, content, match):
         read_idx(path, 3)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:30] + b"!!!!" + b[34:], bytes.hex])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-9], lambda b: b[:30] + b"!!!!" + b[34:], bytes.hex]
+)
 def test_cut_and_foreign_gzip_files(tmp_path, damage):
     path = tmp_path / "images.gz"
     whole = gzip.compress(idx_bytes(np.arange(600).reshape(6, 10, 10)))
@@ -116,10 +120,42 @@ def test_a_missing_set_says_where_it_was_looked_for(tmp_path, monkeypatch):
     assert not (tmp_path / "there").exists()
 
 
+def test_a_missing_set_is_fetched_once(mnist, publisher, tmp_path, monkeypatch):
+    _, folder = mnist
+    address, published = publisher
+    digests = []
+    for stem in STEMS:
+        plain = read_file(folder, stem)
+        (published / f"{stem}.gz").write_bytes(gzip.compress(plain))
+        digests.append(hashlib.md5((published / f"{stem}.gz").read_bytes()).hexdigest())
+    monkeypatch.setitem(SETS, "mnist", replace(SETS["mnist"], url=address, md5=tuple(digests)))
+    here = load("mnist")
+    monkeypatch.delenv("SIGAK_DATA")
+    fetched = load("mnist", download=True)
+    assert fetched.root == tmp_path / "cache" / "mnist"
+    assert digest(fetched) == digest(here)
+    for file in published.iterdir():
+        file.unlink()
+    assert digest(load("mnist", download=True)) == digest(here)
+
+
+def read_file(folder, stem):
+    plain = folder / stem
+    return (
+        plain.read_bytes()
+        if plain.exists()
+        else gzip.decompress((folder / f"{stem}.gz").read_bytes())
+    )
+
+
 @pytest.mark.data
 def test_the_real_fashion_mnist():
     data = load("fashion-mnist")
-    assert {k: len(v) for k, v in data.splits.items()} == {"train": 54000, "val": 6000, "test": 10000}
+    assert {k: len(v) for k, v in data.splits.items()} == {
+        "train": 54000,
+        "val": 6000,
+        "test": 10000,
+    }
     assert np.bincount(data.splits["val"].labels).tolist() == [600] * 10
     assert data.splits["train"].pixels.shape[1:] == (28, 28, 1)
     assert data.classes[9] == "Ankle boot"

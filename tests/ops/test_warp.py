@@ -7,7 +7,7 @@ from sigak.structures import SigakError
 
 
 def smooth(count: int, height: int, width: int, channels: int) -> np.ndarray:
-    """Pictures of long waves: neighbouring pixels differ little, so a shift of half a pixel shows."""
+    """Pictures of long waves, on which both engines may differ by rounding only."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [
         127.5 + 120 * np.sin(x / (9.0 + c) + i) * np.cos(y / (11.0 + c) - i)
@@ -63,7 +63,9 @@ def test_far_moves_agree_too(shift: float) -> None:
 
 
 def test_the_fast_road_gives_the_plain_pixels() -> None:
-    """Three channels take a different way through OpenCV than one; each channel must come out the same."""
+    """Three channels take a different way through OpenCV than one; each channel must come out the
+    same.
+    """
     images = smooth(3, 40, 56, 3)
     matrices = random_matrices(3, 40, 56)
     for fill in FILLS:
@@ -102,7 +104,9 @@ def test_what_is_not_exact() -> None:
 
 
 def test_doubling_reads_pixel_centres() -> None:
-    """At twice the size, result pixels 1 and 2 stand at 0.75 and 1.25: a quarter of the way to a neighbour."""
+    """At twice the size, result pixels 1 and 2 stand at 0.75 and 1.25: a quarter of the way to a
+    neighbour.
+    """
     images = np.array([0, 100], np.uint8).reshape(1, 1, 2, 1)
     double = np.array([[[2.0, 0, 0], [0, 1, 0], [0, 0, 1]]])
     for engine in (warp_cpu, on_device):

@@ -312,8 +312,10 @@ def _recolored(pictures: Tensor, colors: np.ndarray, scale: float) -> Tensor:
         gain = matrices[:, 0, :3].sum(dim=1)
         changed = pictures * gain[:, None, None, None] + offset[:, :1, None, None]
         return changed.clamp(0, scale)
-    mixed = torch.einsum("bij,bjhw->bihw", matrices[:, :3, :3], pictures[:, :3])
-    changed = (mixed + offset[:, :, None, None]).clamp(0, scale)
+    mixed = offset[:, :, None, None]
+    for k in range(3):
+        mixed = mixed + matrices[:, :3, k, None, None] * pictures[:, k : k + 1]
+    changed = mixed.clamp(0, scale)
     return torch.cat([changed, pictures[:, 3:]], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Data sets: records (paths and numbers, nothing decoded), class names, splits, and what was found wrong.
+"""Data sets: records (paths and numbers), class names, splits, and what was found wrong.
 
 `load(spec)` takes a name (digits, mnist, fashion-mnist, cifar10, cifar100, cifar100-coarse) or a
 folder.
@@ -51,7 +51,7 @@ NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-co
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One picture: `source` is its path, or a name such as "digits#17"; label a class index or UNKNOWN."""
+    """One picture: `source` its path or a name such as "digits#17"; label an index or UNKNOWN."""
 
     source: str
     label: int = UNKNOWN
@@ -59,7 +59,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong in the data: where, what, and what was done about it ("skipped", "kept", ...)."""
+    """Something wrong: where, what, and what was done about it ("skipped", "kept", ...)."""
 
     source: str
     reason: str
@@ -68,7 +68,10 @@ class Problem:
 
 @dataclass
 class Split:
-    """Records of one split. `pixels` (N, H, W, C) uint8 holds them all where the set comes decoded, else None."""
+    """Records of one split.
+
+    pixels (N, H, W, C) uint8 holds them all where the set comes decoded, else it is None.
+    """
 
     name: str
     records: list[Record]
@@ -90,7 +93,7 @@ class Split:
 
 @dataclass
 class Dataset:
-    """A named set: class names in label order, splits by name ("train", "val", "test"), and the problems found.
+    """A named set: class names in label order, splits by name, and the problems found.
 
     color is what the pictures are: "gray", "rgb" or "rgba".
     """
@@ -112,7 +115,7 @@ def load(
     strict: bool = False,
     color: str | None = None,
 ) -> Dataset:
-    """The data set `spec` names, split into "train", "val" and "test" as far as there is data for them.
+    """The data set `spec` names, split into "train", "val" and, where there is one, "test".
 
     spec is one of `NAMES`, or a folder with one folder of pictures per class, with or without
     train, val and test folders above them. A name always means the set: write ./digits for a folder
@@ -122,8 +125,8 @@ def load(
     nothing out. The choice depends on the files' names, `val` and `seed` alone, and pictures that
     are identical stay on one side. `download` allows the network to be used for a named set that is
     not found in $SIGAK_DATA or the cache. `strict` refuses damaged files, which are skipped and
-    listed in `problems` otherwise. color is "gray", "rgb", "rgba", or None for what the pictures
-    are.
+    listed in `problems` otherwise. color is what the pictures are to be read as: "gray", "rgb",
+    "rgba", or None for what they are.
 
     Raises SigakError for whatever the user can mend: no such name or folder, a layout that is not
     understood, a class without pictures, damaged official files, values out of range.
@@ -154,7 +157,7 @@ def _read(spec: str | Path, download: bool, strict: bool) -> Dataset:
     if spec in cifar.SETS:
         return cifar.read(str(spec), download)
     path = Path(spec).expanduser()
-    # A lone word that is no folder was meant as a name; anything with a slash was meant as a folder.
+    # A lone word that is no folder was meant as a name, anything with a slash as a folder.
     if isinstance(spec, str) and "/" not in spec and "\\" not in spec and not path.exists():
         near = get_close_matches(spec.lower(), NAMES, 3, 0.5) or NAMES
         raise SigakError(
@@ -217,19 +220,19 @@ def _hold_out(dataset: Dataset, groups: list[int], share: float, seed: int) -> N
 
 
 def _keys(dataset: Dataset, split: Split) -> list[str]:
-    """Names that are the same on every machine: the source, relative to the root where it is a file."""
+    """Names that are the same on every machine: sources, from the root on where they are files."""
     if split.pixels is not None or dataset.root is None:
         return [record.source for record in split.records]
     return [portable(record.source, dataset.root) for record in split.records]
 
 
 def portable(path: str | Path, root: Path) -> str:
-    """`path` from `root` on, with forward slashes and composed letters (macOS may take them apart)."""
+    """`path` from `root` on, with forward slashes and composed letters (macOS takes some apart)."""
     return unicodedata.normalize("NFC", Path(path).relative_to(root).as_posix())
 
 
 def decoded_split(name: str, split: str, pixels: np.ndarray, labels: np.ndarray) -> Split:
-    """A split of pictures that are decoded already: pixels (N, H, W, C) uint8, labels (N,) integers."""
+    """A split of decoded pictures: pixels (N, H, W, C) uint8, labels (N,) integers."""
     prefix = f"{name}/{split}#" if split else f"{name}#"
     records = [Record(f"{prefix}{i}", label) for i, label in enumerate(map(int, labels.tolist()))]
     return Split(split, records, pixels)
@@ -240,9 +243,9 @@ def check_labels(labels: np.ndarray, classes: int, path: Path) -> None:
     beyond = np.flatnonzero(labels >= classes)
     if len(beyond):
         raise SigakError(
-            f"{path}: expected labels from 0 to {classes - 1}, received {labels[beyond[0]]} for picture "
-            f"{beyond[0]} and {len(beyond)} such labels in all; delete the file and fetch it again with "
-            "--download"
+            f"{path}: expected labels from 0 to {classes - 1}, received {labels[beyond[0]]} for "
+            f"picture {beyond[0]} and {len(beyond)} such labels in all; delete the file and fetch "
+            "it again with --download"
         )
 
 
@@ -255,10 +258,10 @@ def find_file(path: Path) -> Path:
 def locate(
     name: str, folder: str, wanted: Sequence[str], fetch: Callable[[Path], None] | None
 ) -> Path:
-    """The first folder that holds every file in `wanted`: $SIGAK_DATA/`folder`, or that of the cache.
+    """Where every file in `wanted` is: `folder` in $SIGAK_DATA, or else in the cache.
 
-    `fetch(folder of the cache)` is called when there is none; without it SigakError says where to
-    put them.
+    When they are in neither, `fetch` is called with the cache's folder; without it SigakError says
+    where they were looked for.
     """
     roots = [Path(os.environ["SIGAK_DATA"])] if os.environ.get("SIGAK_DATA") else []
     places = [root.expanduser() / folder for root in [*roots, cache_folder()]]
@@ -267,19 +270,19 @@ def locate(
             return place
     if fetch is None:
         raise SigakError(
-            f"{name} is not on this machine; looked for {', '.join(wanted)} in {' and '.join(map(str, places))}. "
-            "Add --download to fetch it from its publisher, or name in SIGAK_DATA the folder that holds "
-            f"{folder}"
+            f"{name} is not on this machine; looked for {', '.join(wanted)} in "
+            f"{' and '.join(map(str, places))}. Add --download to fetch it from its publisher, or "
+            f"name in SIGAK_DATA the folder that holds {folder}"
         )
     fetch(places[-1])
     return places[-1]
 
 
 def digest(dataset: Dataset) -> str:
-    """16 hex digits that stay the same as long as the data does, wherever it lies and however it is split.
+    """16 hex digits that stay the same as long as the data does, wherever it lies.
 
-    Of a folder the files' names within it and their sizes count, of a decoded set the pixels and
-    labels as they were loaded.
+    How it is split by `val` and `seed` does not matter. Of a folder the files' names within it and
+    their sizes count, of a decoded set the pixels and labels as they were loaded.
     """
     total = hashlib.sha256("\0".join(dataset.classes).encode())
     splits = list(dataset.splits.values())
@@ -302,8 +305,8 @@ def summary(dataset: Dataset) -> dict[str, Any]:
     """What there is to know of a set, as values JSON can hold.
 
     name, root, digest, color; classes: a list of {"name", one count per split}; splits: counts;
-    total; height and width: {"min", "median", "max"} in pixels; problems: a list of {"source",
-    "reason", "action"}.
+    total; height and width: {"min", "median", "max"} in pixels, of 1,000 pictures per split where
+    there are more; problems: a list of {"source", "reason", "action"}.
     """
     counts = {
         name: np.bincount(split.labels, minlength=len(dataset.classes)).tolist()
@@ -351,7 +354,7 @@ def _spread(values: np.ndarray) -> dict[str, int]:
 
 
 def describe_text(dataset: Dataset, width: int = 100) -> str:
-    """`summary` for people: a table of the classes and a list of the problems, `width` columns wide."""
+    """`summary` for people: a table of classes, `width` letters wide, and the problems."""
     from rich.console import Console
     from rich.table import Table
 
@@ -364,24 +367,22 @@ def describe_text(dataset: Dataset, width: int = 100) -> str:
     table.add_row("all", *(str(count) for count in facts["splits"].values()), style="bold")
 
     text = StringIO()
-    console = Console(file=text, width=width, markup=False, highlight=False, color_system=None)
-    console.print(
-        f"{facts['name']}: {facts['total']:,} pictures, {_sides(facts)}, {facts['color']}"
+    text.write(
+        f"{facts['name']}: {facts['total']:,} pictures, {_sides(facts)}, {facts['color']}\n\n"
     )
-    console.print()
-    console.print(table)
+    Console(file=text, width=width, markup=False, emoji=False, color_system=None).print(table)
     problems = facts["problems"]
     if problems:
-        console.print(f"\nproblems ({len(problems):,})")
+        text.write(f"\nproblems ({len(problems):,})\n")
         for problem in problems[:_SHOWN]:
-            console.print(f"  {problem['source']}: {problem['reason']} ({problem['action']})")
+            text.write(f"  {problem['source']}: {problem['reason']} ({problem['action']})\n")
         if len(problems) > _SHOWN:
-            console.print(f"  and {len(problems) - _SHOWN:,} more")
+            text.write(f"  and {len(problems) - _SHOWN:,} more\n")
     return text.getvalue()
 
 
 def _sides(facts: dict[str, Any]) -> str:
-    """Heights and widths in words, such as "32 x 32" or "120-480 (median 240) x 32"."""
+    """Sizes in words, such as "32 high x 32 wide" or "90-480 (median 240) high x 32 wide"."""
 
     def side(spread: dict[str, int]) -> str:
         low, middle, high = spread["min"], spread["median"], spread["max"]

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their official binary form: records of label bytes and 3,072 pixel bytes.
+"""CIFAR-10 and CIFAR-100 in their official binary form: a label or two, then 3,072 pixel bytes.
 
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The version
 the authors publish for Python is a pickle, which may run code when it is opened; it is not read.
@@ -19,12 +19,13 @@ from sigak.structures import SigakError
 
 __all__ = ["SETS", "read"]
 
+_HOME = "https://www.cs.toronto.edu/~kriz/"
 _PIXELS = 3 * 32 * 32  # the red plane, the green one, the blue one, each row by row
 
 
 @dataclass(frozen=True)
-class Published:
-    """One labelling of one archive: its files by split, and which of a record's label bytes counts."""
+class _Published:
+    """One labelling of an archive: its files by split, and which of the label bytes counts."""
 
     archive: str
     md5: str
@@ -55,11 +56,12 @@ _COARSE = _words("""
     aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
     household_furniture insects large_carnivores large_man-made_outdoor_things
     large_natural_outdoor_scenes large_omnivores_and_herbivores
-    medium_mammals non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2""")
+    medium_mammals non-insect_invertebrates people reptiles small_mammals trees vehicles_1
+    vehicles_2""")
 
 
-def _cifar100(label_at: int, names: str, classes: tuple[str, ...]) -> Published:
-    return Published(
+def _cifar100(label_at: int, names: str, classes: tuple[str, ...]) -> _Published:
+    return _Published(
         "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary",
         {"train": ("train.bin",), "test": ("test.bin",)}, {"train": 50_000, "test": 10_000},
         2, label_at, names, classes,
@@ -67,7 +69,7 @@ def _cifar100(label_at: int, names: str, classes: tuple[str, ...]) -> Published:
 
 
 SETS = {
-    "cifar10": Published(
+    "cifar10": _Published(
         "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin",
         {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
         {"train": 50_000, "test": 10_000}, 1, 0, "batches.meta.txt",
@@ -79,7 +81,7 @@ SETS = {
 
 
 def read(name: str, fetch: bool = False) -> Dataset:
-    """The set called `name` with its "train" and "test" splits; `fetch` allows the download of a missing archive.
+    """The set called `name`, "train" and "test"; `fetch` allows a missing archive to be fetched.
 
     Class names are read from the set's own text file where it is there. Raises SigakError when the
     set is not found, or a file is cut or holds a label beyond the classes.
@@ -88,8 +90,7 @@ def read(name: str, fetch: bool = False) -> Dataset:
     wanted = [file for files in published.files.values() for file in files]
 
     def fetch_into(folder: Path) -> None:
-        url = f"https://www.cs.toronto.edu/~kriz/{published.archive}"
-        archive = download(url, folder / published.archive, md5=published.md5)
+        archive = download(_HOME + published.archive, folder / published.archive, md5=published.md5)
         _unpack(archive, [*wanted, published.names])
         archive.unlink()
 
@@ -107,7 +108,7 @@ def read(name: str, fetch: bool = False) -> Dataset:
 
 
 def _read_files(
-    paths: list[Path], published: Published, classes: int
+    paths: list[Path], published: _Published, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (N, 32, 32, 3) uint8 and labels (N,) uint8 of the records in `paths`."""
     length = published.label_bytes + _PIXELS
@@ -131,8 +132,8 @@ def _record_count(path: Path, length: int) -> int:
     size = path.stat().st_size
     if size == 0 or size % length:
         raise SigakError(
-            f"{path}: expected whole records of {length} bytes, received {size} bytes; the file is cut or foreign, "
-            "delete it and fetch it again with --download"
+            f"{path}: expected whole records of {length} bytes, received {size} bytes; the file is "
+            "cut or foreign, delete it and fetch it again with --download"
         )
     return size // length
 
@@ -150,7 +151,7 @@ def _class_names(path: Path, known: tuple[str, ...]) -> list[str]:
 
 
 def _unpack(archive: Path, wanted: list[str]) -> None:
-    """The files called `wanted`, whatever folder of the archive they lie in, beside the archive; nothing else."""
+    """Put the files called `wanted`, from any folder of the archive, beside it; nothing else."""
     missing = set(wanted)
     with tarfile.open(archive) as tar:
         for member in tar:

@@ -1,4 +1,4 @@
-"""digits: 1,797 handwritten digits of 8 x 8 pixels, which come with scikit-learn. Nothing is downloaded.
+"""digits: 1,797 handwritten digits of 8 x 8 pixels, which come with scikit-learn.
 
 Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
 Repository, 1998 (its test part), as scikit-learn packs it.

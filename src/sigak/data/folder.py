@@ -1,4 +1,4 @@
-"""A folder of pictures: one folder per class, with or without train, val and test folders above them."""
+"""A folder of pictures: a folder per class, with or without train, val and test above them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sigak.structures import SigakError
 
 __all__ = ["read"]
 
-SPLITS = {
+_SPLITS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
 _LAYOUT = "expected one folder of pictures per class, such as {0}/cat/1.jpg and {0}/dog/1.jpg"
 _SAMPLED = 200  # pictures whose headers decide whether a set is gray
-_GRAY_MODES = ("1", "L", "LA", "I", "F", "I;16")
+_GRAY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B")
 
 
 @dataclass
 class _Found:
-    """What lies below one split's folder: pictures by class, in order, and the files that are none."""
+    """What lies below a split's folder: pictures by class, in order, and other files."""
 
     pictures: dict[str, list[Path]] = field(default_factory=dict)
     others: list[Path] = field(default_factory=list)
@@ -69,7 +69,7 @@ def read(root: Path, strict: bool = False) -> Dataset:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What `folder` holds, without hidden entries and what archives of macOS leave, in one order everywhere."""
+    """What `folder` holds in one order everywhere, without hidden entries and macOS leftovers."""
     try:
         names = [entry.name for entry in os.scandir(folder)]
     except OSError as error:
@@ -88,28 +88,28 @@ def _split_folders(root: Path) -> dict[str, Path]:
     """The folder of each split; {"train": root} where the class folders lie directly in `root`.
 
     A folder called train may also be a class of vehicles: it is one where it holds pictures and no
-    folders, beside classes of other names.
+    folders, beside classes of other names. A test folder of pictures without classes, as contests
+    give it, is no split.
     """
     folders = [path for path in _visible(root) if path.is_dir()]
     if not folders:
         pictures = [path for path in _visible(root) if _is_picture(path)]
-        received = (
-            f"{len(pictures)} pictures in no folder" if pictures else "no folders and no pictures"
+        raise SigakError(
+            f"{_LAYOUT.format(root)}; received no folders and {len(pictures)} pictures"
         )
-        raise SigakError(f"{_LAYOUT.format(root)}; received {received}")
-    named = [path for path in folders if path.name.lower() in SPLITS]
-    nested = any(
-        SPLITS[path.name.lower()] == "train" and any(below.is_dir() for below in _visible(path))
-        for path in named
-    )
-    if not named or not (nested or len(named) == len(folders)):
+    named = [path for path in folders if path.name.lower() in _SPLITS]
+    nested = [path for path in named if any(below.is_dir() for below in _visible(path))]
+    if any(_SPLITS[path.name.lower()] == "train" for path in nested):
+        named = nested
+    elif len(named) < len(folders):
         return {"train": root}
     splits: dict[str, Path] = {}
     for path in named:
-        name = SPLITS[path.name.lower()]
+        name = _SPLITS[path.name.lower()]
         if name in splits:
             raise SigakError(
-                f"expected one folder for the {name} split, received {splits[name]} and {path}; join them"
+                f"expected one folder for the {name} split, received {splits[name]} and {path}; "
+                "join them"
             )
         splits[name] = path
     return {name: splits[name] for name in ("train", "val", "test") if name in splits}
@@ -180,13 +180,11 @@ def _ignored(root: Path, folders: dict[str, Path], found: dict[str, _Found]) -> 
     kinds: dict[str, list[str]] = {}
     for path in others:
         if path.is_dir():
-            kind = "folders beside the splits"
+            kind = "folders that are no split of classes"
+        elif _is_picture(path):
+            kind = "pictures in no class folder"
         else:
-            kind = (
-                "pictures in no class folder"
-                if _is_picture(path)
-                else "files that are not pictures"
-            )
+            kind = "files that are not pictures"
         kinds.setdefault(kind, []).append(portable(path, root))
     return [
         Problem(str(root), f"{kind} ({len(names)}): {_few(names)}", "ignored")
@@ -200,8 +198,8 @@ def _check_empty(root: Path, split: Split, classes: list[str]) -> list[Problem]:
     empty = [name for label, name in enumerate(classes) if label not in present]
     if empty and (split.name == "train" or not present):
         raise SigakError(
-            f"expected pictures for every class, received none that can be read for {_few(empty)} in the "
-            f"{split.name} split of {root}; add pictures or remove the folder"
+            f"expected pictures for every class, received none that can be read for {_few(empty)} "
+            f"in the {split.name} split of {root}; add pictures or remove the folder"
         )
     return [Problem(f"{split.name}/{name}", "no pictures of this class", "kept") for name in empty]
 

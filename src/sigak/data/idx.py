@@ -31,8 +31,8 @@ _COUNTS = {"train": 60_000, "test": 10_000}
 
 
 @dataclass(frozen=True)
-class Published:
-    """Where a set is published: folder address, and the MD5 of each file + ".gz" in the order of `_FILES`."""
+class _Published:
+    """Where a set is published, and the MD5 of each of its .gz files in the order of `_FILES`."""
 
     url: str
     md5: tuple[str, str, str, str]
@@ -40,7 +40,7 @@ class Published:
 
 
 SETS = {
-    "mnist": Published(
+    "mnist": _Published(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         (
             "f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432",
@@ -48,7 +48,7 @@ SETS = {
         ),
         tuple("0123456789"),
     ),
-    "fashion-mnist": Published(
+    "fashion-mnist": _Published(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         (
             "8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
@@ -63,7 +63,7 @@ SETS = {
 
 
 def read(name: str, fetch: bool = False) -> Dataset:
-    """The set called `name` with its "train" and "test" splits; `fetch` allows the download of missing files.
+    """The set called `name`, "train" and "test"; `fetch` allows missing files to be fetched.
 
     Raises SigakError when the set is not found, or a file is cut, foreign or holds a label beyond
     the classes.
@@ -91,15 +91,16 @@ def _read_split(name: str, split: str, folder: Path, classes: int) -> Split:
     images, labels = read_idx(image_path, 3), read_idx(label_path, 1)
     if len(images) != len(labels) or not len(images):
         raise SigakError(
-            f"expected as many labels as pictures, at least one; received {len(images)} pictures in {image_path} "
-            f"and {len(labels)} labels in {label_path}: they are not of one set, fetch them again with --download"
+            f"expected as many labels as pictures, at least one; received {len(images)} pictures "
+            f"in {image_path} and {len(labels)} labels in {label_path}; delete both and fetch them "
+            "again with --download"
         )
     check_labels(labels, classes, label_path)
     return decoded_split(name, split, images[..., None], labels)
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """The uint8 array of `ndim` dimensions in the idx file at `path`, gzipped where its name ends with .gz.
+    """The uint8 array of `ndim` dimensions in an idx file, gzipped where its name says .gz.
 
     An idx file is two zero bytes, the element type, the number of dimensions, each dimension as a
     big-endian 32-bit integer, then the elements. Raises SigakError for anything else.
@@ -112,13 +113,13 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     start = 4 + 4 * ndim
     if data[:4] != bytes([0, 0, _UINT8, ndim]) or len(data) < start:
         raise SigakError(
-            f"{path}: expected an idx file of bytes in {ndim} dimensions, received a file beginning with "
-            f"{data[:4].hex(' ') or 'nothing'}; {advice}"
+            f"{path}: expected an idx file of bytes in {ndim} dimensions, received a file "
+            f"beginning with {data[:4].hex(' ') or 'nothing'}; {advice}"
         )
     shape = struct.unpack(f">{ndim}I", data[4:start])
     if len(data) - start != math.prod(shape):
         raise SigakError(
-            f"{path}: expected {math.prod(shape)} bytes of data for its shape {shape}, received {len(data) - start}; "
-            f"{advice}"
+            f"{path}: expected {math.prod(shape)} bytes of data for its shape {shape}, received "
+            f"{len(data) - start}; {advice}"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()

@@ -1,4 +1,4 @@
-"""Which pictures are held out: stratified, seeded, identical pictures on one side, the same on every machine.
+"""Which pictures are held out: stratified, seeded, identical ones on one side.
 
 Nothing here draws random numbers. A picture's place is decided by a hash of its name and the seed,
 so a split does not depend on the order a file system lists files in, nor on the version of a random
@@ -21,7 +21,7 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 def shuffled(keys: Sequence[str], seed: int) -> list[int]:
-    """The indices of `keys` in an order that looks random and depends on the keys and the seed alone."""
+    """The indices of `keys` in an order that looks random and depends on keys and seed alone."""
     ranks = [_rank(key, seed) for key in keys]
     return sorted(range(len(keys)), key=ranks.__getitem__)
 
@@ -33,7 +33,8 @@ def carve(
 
     labels (N,) class indices; groups equal numbers for pictures that must stay together; keys names
     that do not change from machine to machine. A class with one picture (or one group) keeps it for
-    training, and so does a group whose pictures carry different labels: it would make a score doubtful.
+    training, and so does a group whose pictures carry different labels: it would make a score
+    doubtful.
     """
     _, first, group, size = np.unique(
         np.asarray(groups), return_index=True, return_inverse=True, return_counts=True
@@ -56,7 +57,7 @@ def carve(
 
 
 def group_files(paths: Sequence[str]) -> list[int]:
-    """For each file the index of the first file with the same bytes. Only files of equal size are read."""
+    """For each file the index of the first with the same bytes; only equal sizes are read."""
     sizes = [os.path.getsize(path) for path in paths]
     shared = Counter(sizes)
     twins = [i for i, size in enumerate(sizes) if shared[size] > 1]

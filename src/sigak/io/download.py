@@ -1,4 +1,4 @@
-"""Fetch a file over http(s), only when asked: resumed after a cut, checked, put in place in one step.
+"""Fetch a file over http(s): resumed after a cut, checked, put in place in one step.
 
 The file grows as `NAME.part` beside its place and takes its own name only when it is whole and its
 checksum is right, so a file under its own name is never half of one, whatever happens to the
@@ -33,7 +33,7 @@ _TIMEOUT = 30.0  # seconds without a byte before a connection counts as lost
 _BLOCK = 1 << 18  # bytes read at a time
 _SHORTEST_PREFIX = 8  # hex digits of a SHA-256 that publishers put into file names
 
-Show = Callable[[int, int | None], None]  # bytes so far, bytes in all where known
+_Show = Callable[[int, int | None], None]  # bytes so far, bytes in all where known
 
 
 class _LostError(Exception):
@@ -110,7 +110,7 @@ def _fetch(url: str, path: Path, sha256: str | None, md5: str | None, progress: 
     part.replace(path)
 
 
-def _fill(url: str, path: Path, file: BinaryIO, show: Show) -> None:
+def _fill(url: str, path: Path, file: BinaryIO, show: _Show) -> None:
     """Bring the open part to its whole length, trying again while the connection fails."""
     failures = 0
     while True:
@@ -122,14 +122,14 @@ def _fill(url: str, path: Path, file: BinaryIO, show: Show) -> None:
             failures = 1 if _length(file) > before else failures + 1
             if failures > len(WAITS):
                 raise SigakError(
-                    f"cannot fetch {url}: {error}; check the connection and the proxy (HTTPS_PROXY), "
-                    f"or fetch the file by hand and put it at {path}"
+                    f"cannot fetch {url}: {error}; check the connection and the proxy "
+                    f"(HTTPS_PROXY), or fetch the file by hand and put it at {path}"
                 ) from error
             time.sleep(WAITS[failures - 1])
 
 
-def _receive(url: str, path: Path, file: BinaryIO, show: Show) -> None:
-    """One connection: ask for what the part lacks and append it; _LostError when bytes are still missing."""
+def _receive(url: str, path: Path, file: BinaryIO, show: _Show) -> None:
+    """One connection: ask for what the part lacks and append it; _LostError when it is cut."""
     have = _length(file)
     headers = {"User-Agent": "sigak"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
@@ -185,13 +185,13 @@ def _refuse(url: str, path: Path, file: BinaryIO, error: HTTPError) -> None:
     if error.code in (408, 425, 429) or error.code >= 500:
         raise _LostError(f"the server answered {status}")
     raise SigakError(
-        f"cannot fetch {url}: the server answered {status}; fetch the file by hand from its publisher "
-        f"and put it at {path}"
+        f"cannot fetch {url}: the server answered {status}; fetch the file by hand from its "
+        f"publisher and put it at {path}"
     )
 
 
 def _opener() -> request.OpenerDirector:
-    """An opener for http and https alone, so that no redirection leads to a local file or to ftp."""
+    """An opener for http and https alone: no redirection leads to a local file or to ftp."""
     opener = request.OpenerDirector()
     for handler in (
         request.ProxyHandler,
@@ -263,7 +263,7 @@ def _is_right(path: Path, sha256: str | None, md5: str | None) -> bool:
 
 
 def _wrong_digest(path: Path, sha256: str | None, md5: str | None) -> str:
-    """What is wrong with the file's checksums, in words; empty when they are right or none is known."""
+    """What is wrong with the file's checksums, in words; empty when right or none is known."""
     for kind, expected in (("sha256", sha256), ("md5", md5)):
         if expected is None:
             continue
@@ -278,7 +278,7 @@ def _wrong_digest(path: Path, sha256: str | None, md5: str | None) -> str:
 
 
 @contextmanager
-def _bar(name: str, visible: bool) -> Iterator[Show]:
+def _bar(name: str, visible: bool) -> Iterator[_Show]:
     """Yields a function that draws how far the download is, on a terminal's standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn

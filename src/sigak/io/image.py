@@ -14,23 +14,22 @@ import glob
 import io
 import os
 import threading
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from sigak.io import steps as chain
+from sigak.io.arrays import high_byte, picture, pictures, to_uint8
 from sigak.io.steps import COLORS, as_array, as_image, recolor
 from sigak.structures import SigakError
 
 __all__ = [
     "SUFFIXES", "DamagedImage", "Preparation", "check", "describe", "expand", "load", "prepare",
-    "read", "save",
+    "read", "read_as_is", "save",
 ]  # fmt: skip
 
 SUFFIXES = (
@@ -78,6 +77,11 @@ def read(source: object, *, color: str = "rgb", cover: tuple[int, int] | None = 
     return recolor(_decode(source, cover).pixels, color)
 
 
+def read_as_is(source: object) -> np.ndarray:
+    """`read`, in the picture's own colours: gray stays (H, W, 1), transparency stays (H, W, 4)."""
+    return _decode(source).pixels
+
+
 def _decode(source: object, cover: tuple[int, int] | None = None) -> _Decoded:
     if isinstance(source, (str, Path)):
         return _decode_bytes(_read_bytes(source), str(source), cover)
@@ -86,7 +90,7 @@ def _decode(source: object, cover: tuple[int, int] | None = None) -> _Decoded:
     if isinstance(source, Image.Image):
         pixels = _decode_image(source, str(getattr(source, "filename", "") or "the given picture"))
     else:
-        pixels = _decode_array(source).copy()
+        pixels = picture(source).copy()
     return _Decoded(pixels, pixels.shape[:2])
 
 
@@ -136,9 +140,9 @@ def _decode_image(image: Image.Image, name: str) -> np.ndarray:
     try:
         image.load()  # some formats turn the picture here, so this comes before its orientation
         if image.mode.startswith("I"):
-            pixels = _high_byte(np.asarray(image))[:, :, None]
+            pixels = high_byte(np.asarray(image))[:, :, None]
         elif image.mode == "F":
-            pixels = _bytes_of(np.asarray(image))[:, :, None]
+            pixels = to_uint8(np.asarray(image))[:, :, None]
         else:
             gray = "L" if image.mode in ("1", "L") else "RGB"
             mode = "RGBA" if image.has_transparency_data else gray
@@ -200,70 +204,6 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
-
-
-# ------------------------------------------------------------------ arrays
-
-
-def _decode_array(source: object) -> np.ndarray:
-    """One picture's array or tensor as uint8 (H, W, C)."""
-    values, tensor = _as_numpy(source)
-    if values.ndim == 2:
-        return _bytes_of(values)[:, :, None]
-    axis = _channel_axis(values.shape, tensor) if values.ndim == 3 else None
-    if axis is None:
-        raise SigakError(
-            "one picture has shape (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4, "
-            f"received {values.shape}"
-        )
-    return np.moveaxis(_bytes_of(values), axis, 2)
-
-
-def _as_numpy(source: object) -> tuple[np.ndarray, bool]:
-    """The values, and whether they came as a tensor (whose channels come first)."""
-    if isinstance(source, torch.Tensor):
-        tensor = source.detach().cpu()
-        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(), True
-    if isinstance(source, np.ndarray):
-        return source, False
-    raise SigakError(
-        "a picture is a path, the bytes of a file, a Pillow image, a NumPy array or a tensor, "
-        f"received {type(source).__name__}"
-    )
-
-
-def _channel_axis(shape: Sequence[int], tensor: bool) -> int | None:
-    """Which of the last three axes of `shape` holds channels: -1, -3, or None for neither."""
-    order = (-3, -1) if tensor else (-1, -3)
-    return next((axis for axis in order if shape[axis] in COLORS.values()), None)
-
-
-def _bytes_of(values: np.ndarray) -> np.ndarray:
-    """Any numbers as uint8 of the same shape, by the rules in `read`."""
-    kind = values.dtype.kind
-    if values.size == 0 or kind not in "buif":
-        raise SigakError(f"a picture holds numbers, received {values.dtype} {values.shape}")
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype == np.uint16:
-        return _high_byte(values)
-    if kind == "b":
-        return values.astype(np.uint8) * np.uint8(255)
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 255):  # written so that NaN is refused too
-        raise SigakError(
-            "pixels must be 0..255, or floats 0..1, without NaN; "
-            f"received {values.dtype} from {low} to {high}"
-        )
-    scale = 255.0 if kind == "f" and high <= 1 else 1.0
-    return values.astype(np.uint8) if kind in "ui" else np.rint(values * scale).astype(np.uint8)
-
-
-def _high_byte(values: np.ndarray) -> np.ndarray:
-    """16-bit gray as 8-bit, as Pillow itself reads 16-bit colour."""
-    if values.min() < 0 or values.max() > 65535:
-        raise SigakError(f"16-bit gray is 0..65535, received {values.min()} to {values.max()}")
-    return (values >> 8).astype(np.uint8)
 
 
 # ------------------------------------------------------------------ checking and describing
@@ -332,7 +272,7 @@ def _header(source: object) -> tuple[bytes | None, Image.Image]:
         return data, _open(io.BytesIO(data), str(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source), _open(io.BytesIO(source), "the given bytes")
-    return None, source if isinstance(source, Image.Image) else as_image(_decode_array(source))
+    return None, source if isinstance(source, Image.Image) else as_image(picture(source))
 
 
 # ------------------------------------------------------------------ preparing
@@ -403,7 +343,10 @@ def load(
     count in the file's pixels.
     """
     decoded = _decode(source, preparation.size if reduced and not preparation.steps else None)
-    pixels, matrix = prepare(decoded.pixels, preparation)
+    pixels = decoded.pixels
+    if preparation.steps:  # a chain starts from the colours that `read` gives
+        pixels = recolor(pixels, "rgba" if preparation.color == "rgba" else "rgb")
+    pixels, matrix = prepare(pixels, preparation)
     shrink = 1 / decoded.reduction  # exactly so: pixel i of a reduced JPEG covers [i s, (i + 1) s)
     return pixels, matrix @ np.diag([shrink, shrink, 1.0]), decoded.size
 
@@ -433,7 +376,7 @@ def _expand(sources: object) -> list[tuple[str, object]]:
         return [pair for source in sources for pair in _expand(source)]
     if isinstance(sources, (Image.Image, bytes, bytearray, memoryview)):
         return [(str(getattr(sources, "filename", "")), sources)]
-    return [("", picture) for picture in _pictures(sources)]
+    return [("", pixels) for pixels in pictures(sources)]
 
 
 def _find(source: str | Path) -> list[Path]:
@@ -454,26 +397,6 @@ def _find(source: str | Path) -> list[Path]:
     return pictures
 
 
-def _pictures(source: object) -> list[np.ndarray]:
-    """The uint8 (H, W, C) pictures in one array or tensor."""
-    values, tensor = _as_numpy(source)
-    if values.ndim == 3 and values.shape[0] == 4 and values.shape[2] not in COLORS.values():
-        raise SigakError(
-            f"{values.shape} could be one RGBA picture or four gray ones; "
-            "give (H, W, 4) for the one or (4, H, W, 1) for the four"
-        )
-    axis = _channel_axis(values.shape, tensor) if values.ndim in (3, 4) else None
-    if values.ndim == 2 or (values.ndim == 3 and axis is None):
-        return list(_bytes_of(values).reshape(-1, *values.shape[-2:], 1))
-    if axis is None:
-        raise SigakError(
-            "arrays are (H, W), (H, W, C), (C, H, W) or, for N pictures, (N, H, W), (N, H, W, C), "
-            f"(N, C, H, W), with C = 1, 3 or 4; received {values.shape}"
-        )
-    pictures = np.moveaxis(_bytes_of(values), axis, -1)
-    return [pictures] if values.ndim == 3 else list(pictures)
-
-
 def save(path: str | Path, pixels: np.ndarray, quality: int = 95) -> None:
     """Write a picture in the format of the path's suffix; `pixels` as `read` takes arrays.
 
@@ -484,7 +407,7 @@ def save(path: str | Path, pixels: np.ndarray, quality: int = 95) -> None:
     form = Image.registered_extensions().get(path.suffix.lower())
     if form not in Image.SAVE:
         raise SigakError(f"cannot save {path.name}: use one of {' '.join(SUFFIXES)}")
-    pixels = _decode_array(pixels)
+    pixels = picture(pixels)
     if form in ("JPEG", "BMP", "PPM") and pixels.shape[2] == 4:
         raise SigakError(f"cannot save {path.name}: {form} has no transparency; use .png or rgb")
     options = {"quality": quality} if form in ("JPEG", "WEBP", "AVIF") else {}

@@ -50,8 +50,9 @@ def _crop(image: Picture, x1: int, y1: int, x2: int, y2: int) -> Picture:
 
 def _resize(image: Picture, width: int, height: int | None = None) -> Picture:
     height = width if height is None else height
-    if min(width, height) < 1 or width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise SigakError(f"resize={width},{height} must give a picture of 1 to 178 million pixels")
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)  # as for reading
+    if min(width, height) < 1 or width * height > limit:
+        raise SigakError(f"resize={width},{height} must give a picture of 1 to {limit:,} pixels")
     return image.resize((width, height))
 
 
@@ -235,7 +236,7 @@ STEPS: dict[str, Operation] = {
     "edge-enhance": _filter(ImageFilter.EDGE_ENHANCE, "stronger edges"),
     "emboss": _filter(ImageFilter.EMBOSS, "a relief lit from one side"),
     "contour": _filter(ImageFilter.CONTOUR, "dark lines where the picture changes"),
-    "invert": Operation(ImageOps.invert, "255 minus every value"),
+    "invert": Operation(lambda i: ImageOps.invert(i), "255 minus every value"),
     "box": Operation(_box, "draw a rectangle, both corners within", "box=10,20,110,90,red,3"),
     "autocontrast": Operation(lambda i: ImageOps.autocontrast(i), "stretch channels to 0..255"),
     "equalize": Operation(lambda i: ImageOps.equalize(i), "spread each channel's values evenly"),
@@ -282,12 +283,9 @@ def _parse_word(word: str) -> Step:
     arguments = operation.arguments
     fewest = sum(a.default is a.empty for a in arguments)
     if not fewest <= len(texts) <= len(arguments):
-        takes = (
-            f"takes {operation.usage[1:] if fewest else operation.usage}"
-            if arguments
-            else "takes no value"
-        )
-        raise SigakError(f"{name} {takes}, received {rest!r}; for example {operation.example}")
+        takes = operation.usage.lstrip("=") or "no value"
+        example = operation.example or name
+        raise SigakError(f"{name} takes {takes}, received {rest!r}; for example {example}")
     return Step(name, tuple(_value(name, a, t) for a, t in zip(arguments, texts, strict=False)))
 
 

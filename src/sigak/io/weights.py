@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -96,8 +95,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _refuse_pickle(path: Path) -> None:
     with open(path, "rb") as file:
-        start = file.read(2)
-    if zipfile.is_zipfile(path) or start[:1] == b"\x80":
+        start = file.read(9)
+    # A safetensors file begins with 8 bytes of length and a brace; torch's are zip archives or pickles.
+    if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
         raise SigakError(
             f"{path} is a torch/pickle file, which could execute code, and is not opened as a checkpoint; "
             f"`sigak import {path.name} --as MODEL --out FILE` reads its tensors without executing it"

@@ -56,18 +56,17 @@ def curves(
 ) -> Markup:
     """Lines over epochs, the best one marked; `share` writes values in per cent.
 
-    Empty where no value is known.
+    Empty where no value is known, or one epoch only.
     """
     known = [v for line in lines for v in line.values if v is not None and math.isfinite(v)]
-    if not known or not epochs:
+    if not known or len(epochs) < 2:
         return Markup()
     low, high = min(known), max(known)
     ticks = _ticks(low, high if high > low else low + (abs(low) or 1))
-    # A lone epoch stands in the middle of an axis that is one epoch wide.
-    lone = 0.5 if len(epochs) == 1 else 0
     form = _share if share else "{:.4g}".format
-    axes = _Axes((epochs[0] - lone, epochs[-1] + lone), (ticks[0], ticks[-1]))
-    steps = [t for t in _ticks(*axes.x, least=1) if epochs[0] < t <= epochs[-1]]
+    axes = _Axes((epochs[0], epochs[-1]), (ticks[0], ticks[-1]))
+    clear = epochs[0] + (epochs[-1] - epochs[0]) / 20  # of the text of the first epoch
+    steps = [t for t in _ticks(*axes.x, least=1) if clear < t <= epochs[-1]]
     legend = [_legend(line.name, line.style) for line in lines] if len(lines) > 1 else []
     return tag(
         "figure",

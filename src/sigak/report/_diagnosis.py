@@ -21,13 +21,13 @@ def diagnose(history: Mapping[str, Sequence[float | None]]) -> str:
 
     `history` holds lists with one value per epoch: loss, val_loss, accuracy and val_accuracy as
     shares, and epoch, the numbers of the epochs (1, 2, ... where missing). All but loss may be
-    missing; None stands for "not measured", NaN for a loss that broke.
+    missing; None stands for "not measured", and so does NaN, unless a loss ends in it.
     """
     run = _Run(
         epochs=list(history.get("epoch") or range(1, len(history.get("loss") or []) + 1)),
         **{key: list(history.get(key) or []) for key in _SERIES},
     )
-    if not run.known("loss"):
+    if not run.measured("loss"):
         return "No epoch was recorded."
     checks: list[Callable[[_Run], str]] = [
         _diverged, _one_epoch, _not_validated, _rising, _improving, _gaping, _underfitting,
@@ -50,7 +50,11 @@ class _Run:
     val_accuracy: list[float | None]
 
     def known(self, key: str) -> list[tuple[int, float]]:
-        """(epoch, value) wherever the value was measured."""
+        """(epoch, value) wherever a number was measured."""
+        return [(epoch, value) for epoch, value in self.measured(key) if math.isfinite(value)]
+
+    def measured(self, key: str) -> list[tuple[int, float]]:
+        """(epoch, value) wherever there is a value, be it NaN or infinite."""
         values: list[float | None] = getattr(self, key)
         return [(int(e), float(v)) for e, v in zip(self.epochs, values) if v is not None]
 
@@ -62,9 +66,12 @@ class _Run:
 def _diverged(run: _Run) -> str:
     remedy = "Try a lower --lr, some --warmup, or --clip 1."
     for key, name in (("loss", "train"), ("val_loss", "validation")):
-        broken = [epoch for epoch, value in run.known(key) if not math.isfinite(value)]
-        if broken:
-            return f"The {name} loss broke in epoch {broken[0]}: training diverged. {remedy}"
+        since = None
+        for epoch, value in run.measured(key):
+            since = None if math.isfinite(value) else (since or epoch)
+        # A val_loss of NaN throughout was never measured.
+        if since is not None and (key == "loss" or run.known(key)):
+            return f"The {name} loss broke in epoch {since}: training diverged. {remedy}"
     losses = run.known("loss")
     first, last = losses[0][1], losses[-1][1]
     lowest, best = min((value, epoch) for epoch, value in losses)
@@ -72,8 +79,8 @@ def _diverged(run: _Run) -> str:
     accurate = (run.last("accuracy") or 0) > 0.9
     if last > first and last > 2 * lowest and not accurate:
         return (
-            f"The train loss has grown from {lowest:.3g} in epoch {best} to {last:.3g}, above where "
-            f"it began: training diverged. {remedy}"
+            f"The train loss has grown from {lowest:.3g} in epoch {best} to {last:.3g}, above its "
+            f"start: training diverged. {remedy}"
         )
     return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
     "percent",
     "section",
     "table",
+    "unbroken",
 ]
 
 
@@ -91,6 +93,12 @@ def class_name(label: object, run: Mapping[str, Any]) -> str:
         if 0 <= label < len(names):
             return str(names[label])
     return "unknown" if label is None or label == UNKNOWN else str(label)
+
+
+def unbroken(text: str) -> list[str]:
+    """`text` with its flags as code, so that no line ends within one, nor before a %."""
+    parts = re.split(r"(--[a-z0-9-]+(?: [\d.]+)?)", text.replace(" %", f"{NBSP}%"))
+    return [tag("code", part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def percent(share: float | None) -> str:

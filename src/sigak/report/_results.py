@@ -26,6 +26,7 @@ from sigak.report._parts import (
     percent,
     section,
     table,
+    unbroken,
 )
 from sigak.report._pictures import picture
 
@@ -37,17 +38,21 @@ _TABLE_CLASSES = 30  # a confusion matrix of more classes is drawn as a heat map
 _NARROW = 11  # a confusion table of up to so many classes leaves room beside it
 _MISTAKES = 24  # pictures shown
 _PAIRS = 12  # most confused pairs shown
+_ROWS = 40  # classes shown before the rest is folded away
 _SERIES = {
     "loss": "train loss", "val_loss": "validation loss", "accuracy": "train accuracy",
-    "val_accuracy": "validation accuracy", "lr": "learning rate",
+    "val_accuracy": "validation accuracy", "val_top5": "validation top-5 accuracy",
+    "lr": "learning rate", "images_per_second": "images per second",
 }  # fmt: skip
-_ROWS = 40  # classes shown before the rest is folded away
+_PERCENT = {"accuracy", "val_accuracy", "val_top5"}
 
 
 def headline(run: Run) -> Markup:
     """The figures one looks for first."""
     found, history = run.get("evaluation") or {}, run.get("history") or {}
-    where = {"val": "validation", "test": "test"}.get(run.get("evaluated_on", ""), "")
+    where = {"train": "train", "val": "validation", "test": "test"}.get(
+        run.get("evaluated_on", ""), ""
+    )
     epochs = len(history.get("loss") or [])
     seconds, best = run.get("seconds"), run.get("best_epoch")
     cards = [
@@ -69,7 +74,8 @@ def learning(run: Run) -> Markup:
     if not losses:
         return Markup()
     epochs = [int(epoch) for epoch in history.get("epoch") or range(1, len(losses) + 1)]
-    best = run.get("best_epoch") if run.get("best_epoch") in epochs else None
+    best = run.get("best_epoch")
+    best = int(best) if best in epochs else None
 
     def chart(title: str, key: str, share: bool = False) -> Markup:
         pair = [("train", key, "other"), ("validation", f"val_{key}", "main")]
@@ -84,7 +90,7 @@ def learning(run: Run) -> Markup:
     return section(
         "learning",
         "Learning",
-        tag("p", diagnose(history).replace(" %", f"{NBSP}%"), class_="verdict"),
+        tag("p", *unbroken(diagnose(history)), class_="verdict"),
         tag("div", *(c for c in charts if c), _best_epoch(history, epochs, best), class_="pair"),
     )
 
@@ -106,22 +112,26 @@ def mistakes(run: Run) -> Markup:
 
 def confusion(run: Run) -> Markup:
     """Which classes are taken for which."""
-    counts = np.asarray((run.get("evaluation") or {}).get("confusion") or [], np.int64)
+    found = run.get("evaluation") or {}
+    counts = np.asarray(found.get("confusion") or [], np.int64)
     if not counts.any():
         return Markup()
-    names = [class_name(i, run) for i in range(len(counts))]
+    names = [row["name"] for row in found.get("per_class") or []]
+    names = names or [class_name(i, run) for i in range(len(counts))]
     caption = "Rows are the truth, columns what the network said; shaded by share of the row."
     if len(names) <= _TABLE_CLASSES:
         matrix = tag("div", _matrix(counts, names), class_="scroll")
+        layout = "pair" if len(names) <= _NARROW else "stack"
     else:
         caption += " One pixel per pair, classes in label order from the top left."
         matrix = heat_map(_shares(counts))
+        layout = "pair"
     pairs = _pairs(counts, names)
     return section(
         "confusion",
         "Confusion",
         tag("p", caption, class_="soft"),
-        tag("div", matrix, pairs, class_="pair" if len(names) <= _NARROW else None),
+        tag("div", matrix, pairs, class_=layout),
     )
 
 
@@ -173,7 +183,7 @@ def calibration(run: Run) -> Markup:
         tag(
             "div",
             reliability(filled),
-            tag("div", tag("p", words), tag("p", errors, class_="soft")),
+            tag("div", tag("p", *unbroken(words)), tag("p", errors, class_="soft")),
             class_="pair",
         ),
     )
@@ -187,11 +197,11 @@ def _best_epoch(
         return None
     place = epochs.index(best)
     values = {
-        _SERIES.get(key, key): (percent if "accuracy" in key else number)(series[place])
+        _SERIES.get(key, key): (percent if key in _PERCENT else number)(series[place])
         for key, series in history.items()
-        if key != "epoch" and len(series) > place
+        if key != "epoch" and series and len(series) > place
     }
-    return tag("div", tag("h3", f"Epoch {best}, the best"), facts(values))
+    return tag("div", tag("h3", f"Epoch {best}, the best"), facts(values), class_="rest")
 
 
 def _card(value: str, name: str, note: str = "") -> Markup | None:
@@ -227,8 +237,8 @@ def _mistake(mistake: Mapping[str, Any], run: Run) -> Markup:
         None if image is None else picture(image, 160, f"{truth} taken for {said}"),
         tag(
             "figcaption",
-            tag("div", tag("b", said), f" {percent(mistake.get('score'))}"),
-            tag("div", "truth ", tag("b", truth), f" {percent(mistake.get('truth_score'))}"),
+            tag("div", tag("b", said), f" · {percent(mistake.get('score'))}"),
+            tag("div", "truth ", tag("b", truth), f" · {percent(mistake.get('truth_score'))}"),
             tag("small", source),
         ),
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sigak.report._markup import Markup, tag
-from sigak.report._parts import class_name, facts, folded, section
+from sigak.report._parts import class_name, facts, folded, section, unbroken
 from sigak.report._pictures import picture
 
 __all__ = ["environment", "model_and_data", "problems", "recipe", "samples"]
@@ -92,7 +92,10 @@ def recipe(run: Run) -> Markup:
     if not values:
         return Markup()
     return section(
-        "recipe", "Recipe", facts(values), tag("pre", run.get("command") or _command(run))
+        "recipe",
+        "Recipe",
+        facts(values),
+        tag("pre", *unbroken(run.get("command") or _command(run))),
     )
 
 
@@ -103,10 +106,12 @@ def environment(run: Run) -> Markup:
 
 def _command(run: Run) -> str:
     """`sigak train` with every field of the recipe as a flag, for a POSIX shell."""
-    named = {key: (run.get(key) or {}).get("name") for key in ("model", "data")}
-    flags = {key: name for key, name in named.items() if name} | dict(run["recipe"])
-    words = [f"--{key.replace('_', '-')} {shlex.quote(str(v))}" for key, v in flags.items()]
-    return " ".join(["sigak train", *words])
+    names = [str((run.get(key) or {}).get("name") or key.upper()) for key in ("model", "data")]
+    flags = [
+        f"--{key.replace('_', '-')} {shlex.quote(str(value))}"
+        for key, value in run["recipe"].items()
+    ]
+    return " ".join(["sigak train", *map(shlex.quote, names), *flags])
 
 
 def _thumbnail(sample: Mapping[str, Any]) -> Markup:

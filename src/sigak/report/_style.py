@@ -59,7 +59,9 @@ figcaption > b { color: var(--ink); font-size: 14px; }
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr));
   gap: 28px 32px; align-items: start;
 }
-.pair > * { min-width: 0; }
+.stack { display: grid; gap: 28px; }
+.pair > *, .stack > * { min-width: 0; }
+.pair > .rest:nth-child(odd) { grid-column: 1 / -1; }
 
 .legend { display: inline-flex; align-items: center; gap: 6px; }
 .key { width: 16px; height: 3px; border-radius: 2px; background: var(--other); }
@@ -92,8 +94,8 @@ td, th { padding: 6px 16px 6px 0; border-bottom: 1px solid var(--line); }
 td:last-child, th:last-child { padding-right: 0; }
 tr { break-inside: avoid; }
 .number { text-align: right; white-space: nowrap; }
-.text { min-width: 6.5em; overflow-wrap: anywhere; }
-.share { min-width: 72px; white-space: nowrap; }
+.text { min-width: 5.5em; overflow-wrap: anywhere; }
+.share { min-width: 60px; white-space: nowrap; }
 .share i {
   display: block; height: 4px; margin-top: 3px; border-radius: 2px; background: var(--line);
 }
@@ -146,6 +148,8 @@ summary { cursor: pointer; color: var(--soft); }
 .facts dd {
   margin: 0; text-align: right; overflow-wrap: anywhere; font-variant-numeric: tabular-nums;
 }
+code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: nowrap; }
+pre code { font: inherit; }
 pre {
   margin: 20px 0 0; padding: 14px 16px; background: var(--card); border-radius: 10px;
   font: 13px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;

@@ -136,8 +136,8 @@ class Accuracy:
         scores = np.stack([r.scores for r in results])
         labels = _known(batch).cpu().numpy()
         truth = labels if labels.ndim == 1 else labels.argmax(1)
-        with np.errstate(divide="ignore"):
-            loss = -np.log(scores[np.arange(len(truth)), truth])
+        likely = scores[np.arange(len(truth)), truth]
+        loss = -np.log(np.maximum(likely, np.finfo(np.float64).tiny))
         self.measure.update(scores, truth, loss)
 
     def merge(self, other: Accuracy) -> None:

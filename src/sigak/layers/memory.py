@@ -1,0 +1,27 @@
+"""How the C library hands memory back, which decides how fast a small network trains on a Linux CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+__all__ = ["keep_freed_memory"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # the numbers of glibc's malloc.h
+_LARGEST_MMAP = 32 * 2**20  # glibc refuses a higher mmap threshold on 64-bit machines
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc to keep freed memory for the next step; True if it agreed, False (nothing done) on other systems.
+
+    Each training step frees and asks for the same activations again. By default glibc returns such large pieces to the
+    kernel, which then clears them page by page when they are asked for anew: thousands of page faults a step. The
+    process's memory stays at its peak in exchange. Call it once, before training; it holds for the whole process.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    kept = mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    return bool(kept and mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP))
