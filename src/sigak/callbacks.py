@@ -1,8 +1,9 @@
 """Callbacks with Keras's names and meanings.
 
-A callback sees the run at the end of every epoch with that epoch's figures (`loss`, `accuracy`, `val_loss`,
-`val_accuracy`, `lr`, ...). Its state travels with the resume file. As in Keras: an improvement must exceed
-`min_delta` in absolute terms, patience acts when the epochs without improvement reach it (wait >= patience).
+A callback sees the run at the end of every epoch with that epoch's figures (`loss`, `accuracy`,
+`val_loss`, `val_accuracy`, `lr`, ...). Its state travels with the resume file. As in Keras: an
+improvement must exceed `min_delta` in absolute terms, patience acts when the epochs without
+improvement reach it (wait >= patience).
 """
 
 from __future__ import annotations
@@ -14,9 +15,17 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from sigak.recipe import Options
 from sigak.structures import SigakError
 
-__all__ = ["Callback", "EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau", "TensorBoard"]
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "ModelCheckpoint",
+    "ReduceLROnPlateau",
+    "TensorBoard",
+    "asked_for",
+]
 
 
 class RunState(Protocol):
@@ -27,7 +36,9 @@ class RunState(Protocol):
     stop: bool
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the weights that are evaluated (averaged ones where the recipe asks for them)."""
+        """A copy of the weights that are evaluated (averaged ones where the recipe asks for
+        them).
+        """
 
     def set_weights(self, weights: dict[str, Tensor]) -> None: ...
 
@@ -106,7 +117,9 @@ class ModelCheckpoint(_Monitor):
         save_best_only: bool = True,
         save_weights_only: bool = False,
     ) -> None:
-        """path: inside the run's folder unless absolute; may hold {epoch} and figures, as {val_loss:.3f}."""
+        """path: inside the run's folder unless absolute; may hold {epoch} and figures, as
+        {val_loss:.3f}.
+        """
         super().__init__(monitor, mode, 0.0)
         self.path = str(path)
         self.save_best_only = save_best_only
@@ -124,7 +137,9 @@ class ModelCheckpoint(_Monitor):
 
 
 class EarlyStopping(_Monitor):
-    """Stop when `monitor` has not improved for `patience` epochs; the best weights come back at the end."""
+    """Stop when `monitor` has not improved for `patience` epochs; the best weights come back at the
+    end.
+    """
 
     state = ("best", "wait", "best_weights", "best_epoch")
 
@@ -158,7 +173,8 @@ class EarlyStopping(_Monitor):
         if self.wait < self.patience:
             return None
         run.stop = True
-        return f"stopped early: {self.monitor} has not improved for {self.wait} epochs (best: epoch {self.best_epoch})"
+        return f"stopped early: {self.monitor} has not improved for {self.wait} epochs (best: "
+        f"epoch {self.best_epoch})"
 
     def on_train_end(self, run: RunState) -> None:
         if self.best_weights is not None:
@@ -166,7 +182,9 @@ class EarlyStopping(_Monitor):
 
 
 class ReduceLROnPlateau(_Monitor):
-    """Multiply the learning rate by `factor` when `monitor` has not improved for `patience` epochs."""
+    """Multiply the learning rate by `factor` when `monitor` has not improved for `patience`
+    epochs.
+    """
 
     state = ("best", "wait", "cooling")
 
@@ -232,3 +250,26 @@ class TensorBoard(Callback):
 
     def on_train_end(self, run: RunState) -> None:
         self.writer.close()
+
+
+def asked_for(options: Options, watched: str, *, log: bool) -> list[Callback]:
+    """The callbacks a run's options ask for, watching the figure `watched`; log: whether to write
+    TensorBoard.
+    """
+    asked: list[Callback] = []
+    if options.reduce_lr:
+        asked.append(
+            ReduceLROnPlateau(
+                watched,
+                patience=options.reduce_lr,
+                factor=options.reduce_factor,
+                min_lr=options.min_lr,
+            )
+        )
+    if options.early_stop:
+        asked.append(
+            EarlyStopping(watched, patience=options.early_stop, min_delta=options.min_delta)
+        )
+    if options.tensorboard and log:
+        asked.append(TensorBoard())
+    return asked

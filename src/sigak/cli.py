@@ -1,4 +1,5 @@
-"""The command line: thin. Flags are generated from dataclasses; a verb's code is imported when it is called.
+"""The command line: thin. Flags are generated from dataclasses; a verb's code is imported when it
+is called.
 
 Exit 0: done. 2: the user's mistake, in one sentence. 1: a failure. With --json standard output
 holds one JSON document and nothing else; everything for people goes to standard error.
@@ -27,7 +28,7 @@ def _flag(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Train:
     """Train a network on data: a run folder with the best weights, figures and a report."""
 
@@ -37,7 +38,7 @@ class Train:
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Evaluate:
     """Measure a checkpoint on labelled pictures."""
 
@@ -52,7 +53,7 @@ class Evaluate:
     json: bool = _flag(False, "print JSON")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Predict:
     """Answer for pictures, folders or globs."""
 
@@ -61,7 +62,6 @@ class Predict:
     prepare: str = _flag(
         "", 'picture steps done first, such as "crop=100,400,600,900 mirror invert"'
     )
-    top: int = _flag(3, "how many classes to show a picture")
     batch: int = _flag(64, "pictures at a time")
     device: str = _flag("auto", "auto, cpu, cuda, cuda:1, mps")
     save: str = _flag(
@@ -70,9 +70,11 @@ class Predict:
     json: bool = _flag(False, "print JSON")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Models:
-    """List networks with their parameters, input, weights and licence; or one network layer by layer."""
+    """List networks with their parameters, input, weights and licence; or one network layer by
+    layer.
+    """
 
     pattern: str = field(
         default="*", metadata={"help": "part of a name, or a pattern", "positional": True}
@@ -81,7 +83,7 @@ class Models:
     json: bool = _flag(False, "print JSON")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Data:
     """Look at data: classes, counts, splits, sizes, and what is wrong with it."""
 
@@ -94,7 +96,7 @@ class Data:
     json: bool = _flag(False, "print JSON")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Image:
     """Picture operations in a chain; without --out the picture is described."""
 
@@ -111,7 +113,7 @@ class Image:
     json: bool = _flag(False, "print JSON")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Import:
     """Turn weights made elsewhere into a checkpoint, without executing anything in them."""
 
@@ -122,7 +124,7 @@ class Import:
     size: int = _flag(0, "height and width the network sees; 0 means the network's own")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Augment:
     """A grid of what training will see."""
 
@@ -204,7 +206,8 @@ def _parser() -> Parser:
     top = Parser(
         prog="sigak",
         description="One toolkit for visual intelligence.",
-        epilog="`sigak VERB --help` explains a verb. Nothing is downloaded unless you say --download.",
+        epilog="`sigak VERB --help` explains a verb. Nothing is downloaded unless you say "
+        "--download.",
         allow_abbrev=False,
     )
     top.add_argument("--version", action="store_true", help="print the version")

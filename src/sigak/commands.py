@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,8 @@ def run_evaluate(values: Values) -> None:
             print(f"  {name:<12} {value:.4f}")
     rows = [("class", "precision", "recall", "f1", "pictures")]
     for row in figures["per_class"]:
-        parts = [_share(row[k]) for k in ("precision", "recall", "f1")]
-        rows.append((row["name"], *parts, str(row["support"])))  # type: ignore[arg-type]
+        precision, recall, f1 = (_share(row[k]) for k in ("precision", "recall", "f1"))
+        rows.append((row["name"], precision, recall, f1, str(row["support"])))
     _table(rows)
     for problem in figures["problems"]:
         _say(f"{problem['source']}: {problem['reason']} ({problem['action']})")
@@ -71,7 +72,7 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _table(rows: list[tuple[str, ...]]) -> None:
+def _table(rows: Sequence[tuple[str, ...]]) -> None:
     """Columns as wide as their widest cell; the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -98,9 +99,7 @@ def run_predict(values: Values) -> None:
             name = f"{len(results):04d}-{Path(result.source).stem}.png"
             image.save(folder / name, predictor.task.draw(sample.image, result))
         if not values["json"]:
-            ranked = np.argsort(-result.scores)[: values["top"]]
-            shown = "  ".join(f"{predictor.classes[k]} {result.scores[k]:.1%}" for k in ranked)
-            print(f"{result.source}: {shown}", flush=True)
+            print(f"{result.source}: {result}", flush=True)
     for problem in problems:
         _say(f"sigak: skipped {problem.source}: {problem.reason}")
     if folder:

@@ -25,10 +25,12 @@ def evaluate(
     batch: int = 64,
     download: bool = False,
 ) -> dict[str, Any]:
-    """Measure `checkpoint` on a split of `dataset`; the figures of the task's metric, and which split it was.
+    """Measure `checkpoint` on a split of `dataset`; the figures of the task's metric, and which
+    split it was.
 
-    split: train, val, test or all. By default the test split; without one the pictures that were held out
-    when the checkpoint was trained on this very data; all of them if the data is new to it.
+    split: train, val, test or all. By default the test split; without one the pictures that were
+    held out when the checkpoint was trained on this very data; all of them if the data is new to
+    it.
     """
     predictor = load(checkpoint, device=device)
     trained = predictor.header["recipe"]
@@ -62,13 +64,16 @@ def _pick(dataset: Dataset, name: str) -> Split:
         return Split(name, [r for p in parts for r in p.records], pixels)
     if name not in dataset.splits:
         raise SigakError(
-            f"{dataset.name} has no split {name!r}; it has {', '.join(dataset.splits)}, or say --split all"
+            f"{dataset.name} has no split {name!r}; it has {', '.join(dataset.splits)}, or say "
+            f"--split all"
         )
     return dataset.splits[name]
 
 
 def _relabel(split: Split, given: list[str], known: list[str]) -> Split:
-    """The split with the labels of the checkpoint's class order; classes it does not know are refused."""
+    """The split with the labels of the checkpoint's class order; classes it does not know are
+    refused.
+    """
     if given == known:
         return split
     strange = [c for c in given if c not in known]

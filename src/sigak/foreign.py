@@ -1,4 +1,6 @@
-"""Weights made elsewhere: fetch published ones, fit their names to ours, say clearly what does not fit."""
+"""Weights made elsewhere: fetch published ones, fit their names to ours, say clearly what does not
+fit.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ __all__ = ["adopt", "fetch", "load_into"]
 
 
 def fetch(name: str, tag: str = "", *, allow_download: bool = False) -> tuple[Path, Weights]:
-    """The file of published weights `tag` of the network `name`, from the cache or downloaded if allowed."""
+    """The file of published weights `tag` of the network `name`, from the cache or downloaded if
+    allowed.
+    """
     row = models.entry(name)
     if not row.weights:
         raise SigakError(f"{name} has no published weights; give --pretrained a file of your own")
@@ -44,8 +48,9 @@ def load_into(
 ) -> list[str]:
     """Load the file's tensors into `network`, strictly but for the layers named in `head`.
 
-    Returns the names of head tensors left fresh (another number of classes). Names are tried as they are and
-    through every conversion the entry declares; the reading that fits most tensors is taken.
+    Returns the names of head tensors left fresh (another number of classes). Names are tried as
+    they are and through every conversion the entry declares; the reading that fits most tensors is
+    taken.
     """
     state = files.read_foreign(path)
     wanted = {
@@ -103,7 +108,9 @@ def _refuse_misfits(
 def adopt(
     path: str | Path, name: str, *, classes: list[str] | None, out: str | Path, **arguments: Any
 ) -> Path:
-    """Turn foreign weights into a checkpoint of ours at `out`. classes: names in label order, else 0, 1, 2, ..."""
+    """Turn foreign weights into a checkpoint of ours at `out`. classes: names in label order, else
+    0, 1, 2, ...
+    """
     row = models.entry(name)
     built = models.arguments(name, classes=len(classes) if classes else None, **arguments)
     network = row.build(**built)

@@ -24,8 +24,9 @@ NAMES = {"momentum": "SGD", "sgd": "SGD"} | {
 def build(
     network: nn.Module, head: tuple[str, ...], recipe: Recipe, pretrained: bool
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `network`: kernels decay, biases and norms do not; a pretrained backbone moves
-    at `backbone_lr` times the rate of the head. Each group keeps its own full rate in "base_lr".
+    """The recipe's optimiser over `network`: kernels decay, biases and norms do not; a pretrained
+    backbone moves at `backbone_lr` times the rate of the head. Each group keeps its own full rate
+    in "base_lr".
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
@@ -62,7 +63,8 @@ def _options(kind: Any, recipe: Recipe) -> dict[str, Any]:
 
 
 def factor(recipe: Recipe, step: float, steps_per_epoch: int) -> float:
-    """The share of the base rate at `step` (0 ..): warm-up, then the schedule over the epochs that remain.
+    """The share of the base rate at `step` (0 ..): warm-up, then the schedule over the epochs that
+    remain.
 
     A pure function of the step, so a resumed run needs no schedule state. step: 1 until half of
     the training, then .1, then .01 from three quarters; exponential: falls to .01 at the end;
@@ -94,8 +96,9 @@ def set_lr(optimizer: torch.optim.Optimizer, share: float) -> float:
 
 
 def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take up a saved state, every buffer in the memory layout of its parameter: the fused kernels walk both
-    as flat memory and would pair the wrong values where one is channels_last and the other is not.
+    """Take up a saved state, every buffer in the memory layout of its parameter: the fused kernels
+    walk both as flat memory and would pair the wrong values where one is channels_last and the
+    other is not.
     """
     optimizer.load_state_dict(state)
     for parameter, buffers in optimizer.state.items():

@@ -58,10 +58,12 @@ class Predictor:
         batch: int = 64,
         problems: list[Problem] | None = None,
     ) -> Iterator[Result]:
-        """Answer a path, folder, glob, bytes, PIL picture, array, tensor, or a list or batch of them, in turn.
+        """Answer a path, folder, glob, bytes, PIL picture, array, tensor, or a list or batch of
+        them, in turn.
 
         prepare: a chain of picture steps done first, such as "crop=100,400,600,900 mirror invert".
-        problems: a list that takes up what could not be read; without it the first such picture raises.
+        problems: a list that takes up what could not be read; without it the first such picture
+        raises.
         """
         for _, result in self.answers(source, prepare=prepare, batch=batch, problems=problems):
             yield result
@@ -112,7 +114,8 @@ def load(checkpoint: str | Path | Predictor, *, device: str = "auto") -> Predict
     missing = set(network.state_dict()) ^ set(tensors)
     if missing:
         raise SigakError(
-            f"{path} says it is a {header['name']}, but {len(missing)} tensors differ from that network "
+            f"{path} says it is a {header['name']}, but {len(missing)} tensors differ from that "
+            f"network "
             f"(first: {min(missing)}); it was made by another version ({header['version']})"
         )
     network.load_state_dict(tensors)
@@ -132,7 +135,9 @@ def predict(
 
 @dataclass
 class Assessment:
-    """What one pass over labelled pictures found: the metric, and each result with its truth and position."""
+    """What one pass over labelled pictures found: the metric, and each result with its truth and
+    position.
+    """
 
     metric: Metric
     results: list[Any]

@@ -1,4 +1,6 @@
-"""The progress bar of a training: pictures per second and the time that remains; plain lines without a terminal."""
+"""The progress bar of a training: pictures per second and the time that remains; plain lines
+without a terminal.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Recipe: everything that decides how a network is trained, as one flat, frozen value.
 
-It stands on the lowest floor and imports nothing heavy, so that the command line can generate its flags from it
-without loading torch. A network's entry may change the defaults (the lab networks carry their published recipe);
-what the user says wins over both.
+It stands on the lowest floor and imports nothing heavy, so that the command line can generate its
+flags from it without loading torch. A network's entry may change the defaults (the lab networks
+carry their published recipe); what the user says wins over both.
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ class Recipe:
     size: int = _(0, "height and width the network sees; 0 means the network's own")
     color: str = _(
         "",
-        "gray, rgb or rgba; empty means the network's own, or the data's where the network takes any",
+        "gray, rgb or rgba; empty means the network's own, or the data's where the network takes "
+        "any",
     )
     fit: str = _(
         "",
-        "squash, letterbox or crop: how a picture meets the network's size; empty means the network's own",
+        "squash, letterbox or crop: how a picture meets the network's size; empty means the "
+        "network's own",
     )
     standardize: str = _(
         "model", "model: the network's own mean and spread; data: measured on the training pictures"
@@ -101,10 +103,22 @@ class Recipe:
 
 # field -> (lowest, highest) allowed value; None means open on that side.
 _RANGES: dict[str, tuple[float | None, float | None]] = {
-    "epochs": (1, None), "batch": (1, None), "lr": (0, None), "backbone_lr": (0, None), "momentum": (0, 1),
-    "weight_decay": (0, None), "l2": (0, None), "warmup": (0, None), "label_smoothing": (0, 1), "clip": (0, None),
-    "accumulate": (1, None), "ema": (0, 1), "size": (0, None), "val": (0, 0.9), "unfreeze_at": (0, None),
-}  # fmt: skip
+    "epochs": (1, None),
+    "batch": (1, None),
+    "lr": (0, None),
+    "backbone_lr": (0, None),
+    "momentum": (0, 1),
+    "weight_decay": (0, None),
+    "l2": (0, None),
+    "warmup": (0, None),
+    "label_smoothing": (0, 1),
+    "clip": (0, None),
+    "accumulate": (1, None),
+    "ema": (0, 1),
+    "size": (0, None),
+    "val": (0, 0.9),
+    "unfreeze_at": (0, None),
+}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "color": ("", "gray", "rgb", "rgba"),
     "fit": ("", "squash", "letterbox", "crop"),

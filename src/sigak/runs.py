@@ -7,6 +7,7 @@ metrics.csv, evaluation.json, report.html.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,16 +25,16 @@ from sigak.structures import SigakError
 if TYPE_CHECKING:
     from sigak.training import Training
 
-__all__ = ["RunFolder", "choose_folder", "resumed", "story"]
+__all__ = ["RESUME", "RunFolder", "choose_folder", "repeat_command", "resumed", "story"]
 
 RESUME = "resume.safetensors"
 
 
-def resumed(options: Options, model: str, said: Mapping[str, Any]) -> dict[str, Any] | None:
+def resumed(resume: str, model: str, said: Mapping[str, Any]) -> dict[str, Any] | None:
     """The saved run's header when --resume names one; refuses flags that contradict it."""
-    if not options.resume:
+    if not resume:
         return None
-    folder = Path(options.resume)
+    folder = Path(resume)
     if not folder.is_dir():
         raise SigakError(f"--resume expects the folder of a run, but {folder} does not exist")
     path = folder / RESUME
@@ -46,10 +47,23 @@ def resumed(options: Options, model: str, said: Mapping[str, Any]) -> dict[str, 
     if changed:
         name = changed[0]
         raise SigakError(
-            f"--{name.replace('_', '-')} was {header['recipe'][name]} when {folder} began and cannot become "
+            f"--{name.replace('_', '-')} was {header['recipe'][name]} when {folder} began and "
+            f"cannot become "
             f"{said[name]}; leave it out, or train anew with another --out"
         )
     return header
+
+
+def repeat_command(model: str, dataset: object, changes: Mapping[str, Any]) -> str:
+    """The command line that repeats a run."""
+    spec = getattr(dataset, "root", None) or getattr(dataset, "name", dataset)
+    words = ["sigak", "train", model, shlex.quote(str(spec))]
+    for name, value in changes.items():
+        if value is False or name in ("out", "resume", "quiet"):
+            continue
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [flag, shlex.quote(str(value))]
+    return " ".join(words)
 
 
 def choose_folder(options: Options, model: str, dataset: str) -> Path:
@@ -60,7 +74,8 @@ def choose_folder(options: Options, model: str, dataset: str) -> Path:
         folder = Path(options.out)
         if (folder / files.BEST).exists() or (folder / RESUME).exists():
             raise SigakError(
-                f"{folder} already holds a run; continue it with --resume {folder}, or give another --out"
+                f"{folder} already holds a run; continue it with --resume {folder}, or give "
+                f"another --out"
             )
         return folder
     plain = Path("runs") / f"{model}-{dataset}"
@@ -122,6 +137,7 @@ def story(
         p for pics in training.pictures.values() for p in pics.problems
     ]
     return {
+        "command": training.command,
         "title": f"{training.name} on {training.dataset.name}",
         "model": {
             "name": training.name,
@@ -149,16 +165,17 @@ def story(
     }
 
 
-def _examples(training: Training, most: int = 20) -> list[dict[str, Any]]:
-    """The first training picture of each class, as the network sees it."""
+def _examples(training: Training, classes: int = 20, each: int = 6) -> list[dict[str, Any]]:
+    """The first training pictures of each class, as the network sees them."""
     pictures = training.pictures["train"]
     labels = pictures.split.labels[pictures.places]
-    _, first = np.unique(labels, return_index=True)
-    batch = pictures.batch(first[:most].astype(np.int64))
+    first = [np.flatnonzero(labels == k)[:each] for k in np.unique(labels)[:classes]]
+    chosen = np.concatenate(first).astype(np.int64)
+    batch = pictures.batch(chosen)
     views = batch.images.permute(0, 2, 3, 1).cpu().numpy()
     return [
         {"image": view, "label": training.dataset.classes[int(labels[i])], "source": source}
-        for view, i, source in zip(views, first[:most], batch.sources, strict=True)
+        for view, i, source in zip(views, chosen, batch.sources, strict=True)
     ]
 
 

@@ -1,6 +1,7 @@
 """The engines a network runs on, behind one call: images (B, C, H, W) in [0, 1] -> raw output.
 
-Evaluation, validation and prediction all run through here, in float32, so that they cannot disagree.
+Evaluation, validation and prediction all run through here, in float32, so that they cannot
+disagree.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """A PyTorch network in evaluation mode, without gradients, in float32 and channels_last memory."""
+    """A PyTorch network in evaluation mode, without gradients, in float32 and channels_last
+    memory.
+    """
 
     def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
 
     def __call__(self, images: Tensor) -> Any:
         training = self.network.training
@@ -43,7 +46,9 @@ class TorchEngine:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto": a GPU if there is one, else the CPU; or any name PyTorch knows, such as "cuda:1" or "mps"."""
+    """ "auto": a GPU if there is one, else the CPU; or any name PyTorch knows, such as "cuda:1" or
+    "mps".
+    """
     if name == "auto":
         kind = (
             "cuda"
@@ -64,8 +69,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 where the device has units for it, decided by what it is and never by timing, so that
-    two runs on one machine compute alike.
+    """ "auto": bfloat16 where the device has units for it, decided by what it is and never by
+    timing, so that two runs on one machine compute alike.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

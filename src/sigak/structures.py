@@ -2,12 +2,14 @@
 
 Conventions (stated here once, assumed everywhere):
 
-* Images are RGB, gray or RGBA. On the CPU they are uint8 arrays (H, W, C); in a batch they are one tensor
-  (B, C, H, W) in channels_last memory, uint8 0..255 until `Batch.floating` turns them into floats in [0, 1].
-* x points right, y points down, in **continuous pixels**: pixel i covers [i, i + 1). The mirror of x is W - x.
-  Boxes are xyxy floats. Sizes are (H, W). Angles are radians.
-* `matrix` (3x3) maps a point of the picture as it lies in the file (EXIF turned) to the picture as it is now.
-  Geometry is only ever carried by this matrix; its inverse takes a prediction back to the file.
+* Images are RGB, gray or RGBA. On the CPU they are uint8 arrays (H, W, C); in a batch they are one
+  tensor (B, C, H, W) in channels_last memory, uint8 0..255 until `Batch.floating` turns them into
+  floats in [0, 1].
+* x points right, y points down, in **continuous pixels**: pixel i covers [i, i + 1). The mirror of
+  x is W - x. Boxes are xyxy floats. Sizes are (H, W). Angles are radians.
+* `matrix` (3x3) maps a point of the picture as it lies in the file (EXIF turned) to the picture as
+  it is now. Geometry is only ever carried by this matrix; its inverse takes a prediction back to
+  the file.
 * An unknown label is `UNKNOWN` (-1) for pictures and instances, `IGNORE` (255) in class maps.
 """
 
@@ -31,10 +33,12 @@ IGNORE = 255
 
 @dataclass
 class Instances:
-    """Objects of one picture as arrays of equal length N. The same class holds truth and prediction.
+    """Objects of one picture as arrays of equal length N. The same class holds truth and
+    prediction.
 
     boxes (N, 4) float xyxy; labels (N,) int64; scores (N,) float in [0, 1]; masks (N, H, W) bool;
-    points (N, K, 3) float x, y, visibility (0 unlabelled, 1 hidden, 2 visible); texts N strings; ids (N,) int64.
+    points (N, K, 3) float x, y, visibility (0 unlabelled, 1 hidden, 2 visible); texts N strings;
+    ids (N,) int64.
     """
 
     boxes: Tensor
@@ -48,12 +52,14 @@ class Instances:
     def __post_init__(self) -> None:
         if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
             raise SigakError(
-                f"boxes must have shape (N, 4) as x1, y1, x2, y2, received {tuple(self.boxes.shape)}"
+                f"boxes must have shape (N, 4) as x1, y1, x2, y2, received "
+                f"{tuple(self.boxes.shape)}"
             )
         for name, value in self._present():
             if len(value) != len(self.boxes):
                 raise SigakError(
-                    f"all fields of Instances must have the same length: boxes has {len(self.boxes)}, {name} {len(value)}"
+                    f"all fields of Instances must have the same length: boxes has "
+                    f"{len(self.boxes)}, {name} {len(value)}"
                 )
 
     def _present(self) -> list[tuple[str, Any]]:
@@ -70,7 +76,7 @@ class Instances:
         """The instances a bool mask (N,) or an int64 index (M,) picks, every field with them."""
         chosen = torch.as_tensor(index)
         order = chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen
-        picked = {
+        picked: dict[str, Any] = {
             name: [value[i] for i in order.tolist()] if isinstance(value, list) else value[order]
             for name, value in self._present()
         }
@@ -81,8 +87,9 @@ class Instances:
 class Sample:
     """One picture and whatever is known of it; the fields are kinds of knowledge, not tasks.
 
-    image (H, W, C) uint8; label a class index, or a (K,) float vector of class weights; class_map (H, W) uint8;
-    matrix (3, 3) float64, file frame to now; size (H, W) of the file frame; source a path or a name like "digits#17".
+    image (H, W, C) uint8; label a class index, or a (K,) float vector of class weights; class_map
+    (H, W) uint8; matrix (3, 3) float64, file frame to now; size (H, W) of the file frame; source a
+    path or a name like "digits#17".
     """
 
     image: np.ndarray
@@ -98,7 +105,8 @@ class Sample:
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.dtype != np.uint8:
             raise SigakError(
-                f"a sample's image must be uint8 (H, W, C), received {self.image.dtype} {self.image.shape}"
+                f"a sample's image must be uint8 (H, W, C), received {self.image.dtype} "
+                f"{self.image.shape}"
             )
         if self.size == (0, 0):
             self.size = (self.image.shape[0], self.image.shape[1])
@@ -108,9 +116,10 @@ class Sample:
 class Batch:
     """Samples on one canvas.
 
-    images (B, C, H, W) in channels_last memory; labels (B,) int64 or (B, K) float class weights; matrix (B, 3, 3) float64;
-    sizes the (H, W) of each file frame; class_maps (B, H, W) uint8; targets (B, C, H, W); indices (B,) int64, the samples'
-    places in their split (what randomness is keyed by).
+    images (B, C, H, W) in channels_last memory; labels (B,) int64 or (B, K) float class weights;
+    matrix (B, 3, 3) float64; sizes the (H, W) of each file frame; class_maps (B, H, W) uint8;
+    targets (B, C, H, W); indices (B,) int64, the samples' places in their split (what randomness is
+    keyed by).
     """
 
     images: Tensor
@@ -128,7 +137,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=True)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)

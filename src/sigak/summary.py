@@ -11,9 +11,11 @@ __all__ = ["summarize"]
 
 
 def summarize(network: nn.Module, shape: tuple[int, int, int]) -> list[tuple[str, str, str]]:
-    """(layer, output shape, parameters) of every leaf layer in the order it runs on images of `shape` (C, H, W).
+    """(layer, output shape, parameters) of every leaf layer in the order it runs on images of
+    `shape` (C, H, W).
 
-    Parameters are counted as Keras does, batch-norm statistics included; the last rows are the totals.
+    Parameters are counted as Keras does, batch-norm statistics included; the last rows are the
+    totals.
     """
     rows: list[tuple[str, str, str]] = []
     hooks = []

@@ -1,8 +1,8 @@
 """Train: a network's name and data in, a run folder out.
 
-This verb is the only file that knows the distributed engine (Accelerate over torch.distributed).
-A step's randomness is a function of (seed, epoch, step, process), never of what ran before, so a resumed run
-needs no generator state and ends with the same weights as one that was never cut off.
+This verb is the only file that knows the distributed engine (Accelerate over torch.distributed). A
+step's randomness is a function of (seed, epoch, step, process), never of what ran before, so a
+resumed run needs no generator state and ends with the same weights as one that was never cut off.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sigak import data, foreign, models, optimize, tasks
-from sigak.callbacks import Callback, EarlyStopping, ModelCheckpoint, ReduceLROnPlateau, TensorBoard
+from sigak.callbacks import Callback, ModelCheckpoint, asked_for
 from sigak.data import Dataset
 from sigak.data.feed import Feed, Pictures, Step
 from sigak.evaluation import mistakes
@@ -33,7 +33,7 @@ from sigak.prediction import Assessment, assess
 from sigak.progress import Progress, figures
 from sigak.recipe import Options, Recipe
 from sigak.report import write as write_report
-from sigak.runs import RunFolder, choose_folder, resumed, story
+from sigak.runs import RESUME, RunFolder, choose_folder, repeat_command, resumed, story
 from sigak.runtime import TorchEngine, environment, pick_device, pick_precision
 from sigak.structures import Batch, Failure, SigakError
 
@@ -60,18 +60,22 @@ def train(
 ) -> Run:
     """Train the network called `model` on `dataset` (a name, a folder, or a Dataset).
 
-    changes: any field of `Recipe` or `Options`. The network's own recipe stands where nothing is said.
-    callbacks: beside those the options ask for.
+    changes: any field of `Recipe` or `Options`. The network's own recipe stands where nothing is
+    said. callbacks: beside those the options ask for.
     """
     known = {f.name for f in fields(Options)}
-    options = Options(**{k: v for k, v in changes.items() if k in known})
-    entry = models.entry(model)
+    asked = {k: v for k, v in changes.items() if k in known}
     said = {k: v for k, v in changes.items() if k not in known}
+    entry = models.entry(model)
     recipe = Recipe.of(entry.recipe, said)
     optimize.check(recipe)
-    earlier = resumed(options, model, said)
+    command = repeat_command(model, dataset, changes)
+    earlier = resumed(asked.get("resume", ""), model, said)
     if earlier:
+        asked = earlier["options"] | asked
         recipe = Recipe.of(earlier["recipe"], {"epochs": recipe.epochs} if "epochs" in said else {})
+        command = earlier["command"]
+    options = Options(**asked)
     if not isinstance(dataset, Dataset):
         dataset = data.load(
             dataset,
@@ -81,8 +85,7 @@ def train(
             strict=options.strict,
         )
     with torch.random.fork_rng():
-        training = Training(model, dataset, recipe, options, callbacks)
-        return training.fit()
+        return Training(model, dataset, recipe, options, callbacks, command).fit()
 
 
 class Training:
@@ -95,8 +98,10 @@ class Training:
         recipe: Recipe,
         options: Options,
         callbacks: Sequence[Callback],
+        command: str = "",
     ) -> None:
         self.name, self.dataset, self.recipe, self.options = model, dataset, recipe, options
+        self.command = command
         self.entry = models.entry(model)
         self.task = tasks.create(self.entry.task, dataset.classes, recipe)
         device = pick_device(options.device)
@@ -111,7 +116,9 @@ class Training:
         self.digest = data.digest(dataset)
         self._prepare_data()
         self._prepare_network()
-        self.callbacks = [*self._own_callbacks(), *callbacks]
+        watched = options.monitor or ("val_loss" if self.val_feed else "loss")
+        self.keeper = ModelCheckpoint(files.BEST, watched)
+        self.callbacks = [self.keeper, *asked_for(options, watched, log=self.main), *callbacks]
         # Where the run stands; everything here is in the resume file.
         self.epoch, self.step = 1, 0
         self.sums: dict[str, Tensor] = {}
@@ -161,12 +168,7 @@ class Training:
             device=self.device,
         )
         self.progress.begin(f"reading {name}", len(split))
-        pictures.load(self.progress.reach)
-        if pictures.problems and self.options.strict:
-            first = pictures.problems[0]
-            raise SigakError(
-                f"{len(pictures.problems)} pictures cannot be read, first {first.source}: {first.reason}"
-            )
+        pictures.load(self.progress.reach, strict=self.options.strict)
         for problem in pictures.problems:
             self.progress.say(f"skipped {problem.source}: {problem.reason}")
         return pictures
@@ -187,9 +189,9 @@ class Training:
         self.network = self.entry.build(**self.arguments)
         self.head: tuple[str, ...] = self.network.head  # type: ignore[assignment]
         pretrained = self.options.pretrained
-        if pretrained:
+        if pretrained and not (self.folder / RESUME).exists():
             self._start_from(pretrained)
-        elif recipe.freeze:
+        if recipe.freeze and not pretrained:
             raise SigakError("--freeze backbone needs weights to keep: add --pretrained")
         self.engine = TorchEngine(self.network, self.device)
         self.optimizers = {
@@ -197,7 +199,7 @@ class Training:
         }
         self.average: AveragedModel | None = None
         if recipe.ema:
-            average = get_ema_multi_avg_fn(recipe.ema)
+            average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
             self.engine = TorchEngine(self.average.module, self.device)
         self.parallel: nn.Module = self.network
@@ -209,28 +211,6 @@ class Training:
             path, _ = foreign.fetch(self.name, tag, allow_download=self.options.download)
         fresh = foreign.load_into(self.network, self.entry, path, head=self.head)
         self.progress.say(f"weights from {path}; {len(fresh)} tensors of the head start fresh")
-
-    def _own_callbacks(self) -> list[Callback]:
-        options = self.options
-        watched = options.monitor or ("val_loss" if self.val_feed else "loss")
-        self.keeper = ModelCheckpoint(files.BEST, watched)
-        own: list[Callback] = [self.keeper]
-        if options.reduce_lr:
-            own.append(
-                ReduceLROnPlateau(
-                    watched,
-                    patience=options.reduce_lr,
-                    factor=options.reduce_factor,
-                    min_lr=options.min_lr,
-                )
-            )
-        if options.early_stop:
-            own.append(
-                EarlyStopping(watched, patience=options.early_stop, min_delta=options.min_delta)
-            )
-        if options.tensorboard and self.main:
-            own.append(TensorBoard())
-        return own
 
     # --- the loop ---------------------------------------------------------------------------
 
@@ -287,9 +267,10 @@ class Training:
         share = self.lr_scale * optimize.factor(
             recipe, (self.epoch - 1) * self.feed.steps + step.number, self.feed.steps
         )
-        for part, weight in _parts(step, recipe.accumulate):
+        for part, weight in step.parts(recipe.accumulate):
             for objective, shown in self._losses(part):
-                # Gradients are averaged over processes; this makes them the mean over the whole batch.
+                # Gradients are averaged over processes; this makes them the mean over the whole
+                # batch.
                 self.accelerator.backward(objective * (weight * self.world / step.total))
                 self._count(shown, weight)
         for optimizer in self.optimizers.values():
@@ -304,7 +285,9 @@ class Training:
             self._refuse_nan(step.number)
 
     def _losses(self, batch: Batch) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """(what is minimised, what is shown) for every step of the task; the L2 penalty is shown apart."""
+        """(what is minimised, what is shown) for every step of the task; the L2 penalty is shown
+        apart.
+        """
         enabled = self.precision == torch.bfloat16
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
             for _, losses in self.task.steps(self.parallel, batch.floating()):
@@ -325,12 +308,16 @@ class Training:
         if not math.isfinite(float(self.sums["loss"])):
             lr = self.current_lr()
             raise Failure(
-                f"the loss became NaN or infinite in epoch {self.epoch}, step {number + 1} (learning rate {lr:.3g}); "
-                f"try a lower --lr, --clip 1 or --precision float32. The best weights so far are in {self.folder}."
+                f"the loss became NaN or infinite in epoch {self.epoch}, step {number + 1} "
+                f"(learning rate {lr:.3g}); "
+                f"try a lower --lr, --clip 1 or --precision float32. The best weights so far are "
+                f"in {self.folder}."
             )
 
     def _set_mode(self) -> None:
-        """Training mode; a kept backbone's batch norm stays in evaluation mode, frozen or let go."""
+        """Training mode; a kept backbone's batch norm stays in evaluation mode, frozen or let
+        go.
+        """
         recipe = self.recipe
         self.network.train()
         frozen = bool(recipe.freeze) and not (0 < recipe.unfreeze_at <= self.epoch)
@@ -429,6 +416,8 @@ class Training:
             "model": self.name,
             "data": self.digest,
             "recipe": self.recipe.asdict(),
+            "options": asdict(self.options),
+            "command": self.command,
             "epoch": self.epoch,
             "step": self.step,
             "history": self.history,
@@ -448,7 +437,8 @@ class Training:
         state, header = saved
         if header["data"] != self.digest:
             raise SigakError(
-                f"the data is not what {self.folder} was trained on (pictures were added, removed or changed); "
+                f"the data is not what {self.folder} was trained on (pictures were added, "
+                f"removed or changed); "
                 "train anew with another --out"
             )
         self.network.load_state_dict(state["network"])
@@ -469,6 +459,7 @@ class Training:
 
     def _described(self) -> dict[str, Any]:
         return {
+            "command": self.command,
             "model": self.name,
             "data": self.dataset.name,
             "recipe": self.recipe.asdict(),
@@ -479,12 +470,14 @@ class Training:
     # --- the end ----------------------------------------------------------------------------
 
     def _finish(self) -> Run:
-        """Measure the best weights on the test split (else val, else train) and write the report."""
+        """Measure the best weights on the test split (else val, else train) and write the
+        report.
+        """
         best = self.folder / files.BEST
         self.accelerator.wait_for_everyone()
         self._evaluated().load_state_dict(files.read(best)[0])
         name = next(n for n in ("test", "val", "train") if n in self.dataset.splits)
-        feed = self.val_feed if name == "val" else self._final_feed(name)
+        feed = self._final_feed(name)
         found = self._assess(feed)
         evaluation = {"split": name, **found.metric.compute()}
         history = {
@@ -500,6 +493,8 @@ class Training:
         return Run(self.folder, best, history, self.keeper.best_epoch, evaluation)
 
     def _final_feed(self, name: str) -> Feed:
+        if name == "val" and self.val_feed is not None:
+            return self.val_feed
         pictures = Pictures(
             self.dataset.splits[name], self.preparation, self.task.collate, device=self.device
         )
@@ -510,13 +505,3 @@ class Training:
 def _mix(*numbers: int) -> int:
     """One 63-bit seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _parts(step: Step, count: int) -> Iterator[tuple[Batch, int]]:
-    """The batch in `count` parts with the number of pictures each stands for."""
-    if count == 1 or step.own <= 1:
-        yield step.batch, step.own
-        return
-    for places in torch.arange(step.own, device=step.batch.images.device).tensor_split(count):
-        if len(places):
-            yield step.batch.select(places), len(places)

@@ -1,10 +1,10 @@
-"""Random numbers as a pure function of (seed, epoch, sample, name): nothing is drawn "next", so
-nothing depends on order.
+"""Random numbers as a pure function of (seed, epoch, sample, name).
 
-A sample's numbers are the same in any batch, in any worker and after a resume; a new epoch gives
-new ones. Each value is a hash of its coordinates, counter-based as in Salmon et al., "Parallel
-Random Numbers: As Easy as 1, 2, 3" (SC 2011); the hash is the finaliser of SplitMix64 (Steele, Lea
-and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
+Nothing is drawn "next", so nothing depends on order: a sample's numbers are the same in any batch,
+in any worker and after a resume, and a new epoch gives new ones. Each value is a hash of its
+coordinates, counter-based as in Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3"
+(SC 2011); the hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable
+Pseudorandom Number Generators", OOPSLA 2014).
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ class Draws:
         return np.asarray(self.uniform(slot) < probability)
 
     def beta(self, slot: str | int, alpha: float) -> np.ndarray:
-        """(B,) float64 of Beta(alpha, alpha), alpha > 0 (Devroye, "Random Variate Generation in One
-        Line of Code", 1996).
+        """(B,) float64 of Beta(alpha, alpha), alpha > 0.
+
+        Devroye, "Random Variate Generation in One Line of Code", Winter Simulation Conference 1996.
         """
         cosine = np.cos(2.0 * np.pi * self.uniform(slot, lane=1))
         # The power may overflow where alpha is tiny; the limit, a value at 0 or 1, is then right.

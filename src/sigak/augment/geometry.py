@@ -1,8 +1,7 @@
-"""Geometry: each function draws one (B, 3, 3) float64 matrix, canvas to canvas, in continuous
-pixels. Nothing is resampled here.
+"""Geometry: each function draws one (B, 3, 3) float64 matrix, canvas to canvas.
 
-The pipeline multiplies the matrices, so a chain of any length costs one resampling, and boxes,
-points and masks follow exactly.
+Nothing is resampled here. The pipeline multiplies the matrices, so a chain of any length costs one
+resampling, and boxes, points and masks follow exactly.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from sigak.ops.warp import warp_cpu
 from sigak.structures import Instances
 
 __all__ = [
+    "KEEP_SHARE",
+    "KEEP_SIDE",
     "crop",
     "flip",
     "move_instances",
@@ -33,10 +34,10 @@ __all__ = [
 
 Size = tuple[int, int]
 
-KEEP_SHARE = (
-    0.1  # an object is dropped when less than this share of its moved box is left on the canvas,
-)
-KEEP_SIDE = 1.0  # or when a side of what is left is shorter than this many pixels
+# An object is dropped when less than this share of its moved box is left on the canvas, or when a
+# side of what is left is shorter than this many pixels.
+KEEP_SHARE = 0.1
+KEEP_SIDE = 1.0
 
 
 def _identity(count: int) -> np.ndarray:
@@ -87,8 +88,9 @@ def shear(draws: Draws, degrees: float, size: Size) -> np.ndarray:
 
 
 def zoom(draws: Draws, amounts: tuple[float, ...], size: Size) -> np.ndarray:
-    """Scales about the centre by 1 ± amount; above 1 magnifies. One amount keeps the shape, two are
-    height and width.
+    """Scales about the centre by 1 ± amount; above 1 magnifies.
+
+    One amount keeps the picture's proportions; two are drawn apart, for the height and the width.
     """
     height = draws.uniform("zoom", 1.0 - amounts[0], 1.0 + amounts[0])
     width = height
@@ -109,9 +111,7 @@ def shift(draws: Draws, amounts: tuple[float, ...], size: Size) -> np.ndarray:
 
 
 def perspective(draws: Draws, amount: float, size: Size) -> np.ndarray:
-    """Tilts the picture plane: across one axis the local scale runs from about 1 - amount/2 to 1 +
-    amount/2.
-    """
+    """Tilts the picture plane: along either axis the scale changes by up to about `amount`."""
     matrices = _identity(len(draws))
     matrices[:, 2, 0] = draws.uniform("perspective.x", -amount, amount) / size[1]
     matrices[:, 2, 1] = draws.uniform("perspective.y", -amount, amount) / size[0]
@@ -119,9 +119,7 @@ def perspective(draws: Draws, amount: float, size: Size) -> np.ndarray:
 
 
 def crop(draws: Draws, padding: int) -> np.ndarray:
-    """A random window after padding every side by `padding` pixels: moves by whole pixels, so
-    pixels stay exact.
-    """
+    """A random window after padding every side by `padding` pixels; whole moves, exact pixels."""
     matrices = _identity(len(draws))
     matrices[:, 0, 2] = draws.integers("crop.x", -padding, padding + 1)
     matrices[:, 1, 2] = draws.integers("crop.y", -padding, padding + 1)
@@ -129,8 +127,7 @@ def crop(draws: Draws, padding: int) -> np.ndarray:
 
 
 def random_resized_crop(draws: Draws, smallest: float, size: Size) -> np.ndarray:
-    """A window of `smallest` to all of the area, its shape stretched by 3/4 to 4/3, blown up to the
-    canvas.
+    """A window of `smallest` to all of the area, stretched by 3/4 to 4/3, brought to the canvas.
 
     Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015). A side that would be longer than
     the canvas is cut to it.

@@ -35,11 +35,10 @@ class Mixing:
 
 
 def plan_mixing(draws: Draws, mixup: float, cutmix: float, size: tuple[int, int]) -> Mixing:
-    """Mixup (Zhang et al., ICLR 2018) and cutmix (Yun et al., ICCV 2019); with both, each picture
-    takes one by a coin.
+    """Who is mixed with whom, and how much; mixup and cutmix are the alpha of a Beta, 0 is off.
 
-    mixup and cutmix are the alpha of the Beta distribution the share is drawn from; 0 switches one
-    off.
+    Mixup: Zhang et al. (ICLR 2018); cutmix: Yun et al. (ICCV 2019). With both chosen, each picture
+    takes one of them by a coin.
     """
     count = len(draws)
     ring = np.argsort(draws.uniform("mix.ring"), kind="stable")
@@ -58,16 +57,16 @@ def plan_mixing(draws: Draws, mixup: float, cutmix: float, size: tuple[int, int]
 
 
 def cutout(draws: Draws, side: int, size: tuple[int, int]) -> np.ndarray:
-    """(B, 4) int64 xyxy of squares to blank, centred anywhere on the canvas (DeVries and Taylor,
-    arXiv:1708.04552).
+    """(B, 4) int64 xyxy of squares to blank, centred anywhere on the canvas.
+
+    DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
+    arXiv:1708.04552.
     """
     return _squares(draws, "cutout", np.full((len(draws), 2), float(side)), size)
 
 
 def _squares(draws: Draws, slot: str, sides: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(B, 4) int64 boxes with sides (B, 2) of height, width about random centres, cut to the
-    canvas.
-    """
+    """(B, 4) int64 boxes of sides (B, 2) height, width about random centres, cut to the canvas."""
     boxes = np.empty((len(draws), 4), np.int64)
     for axis, limit in ((0, size[1]), (1, size[0])):
         extent = sides[:, 1 - axis]
@@ -78,11 +77,10 @@ def _squares(draws: Draws, slot: str, sides: np.ndarray, size: tuple[int, int]) 
 
 
 def class_weights(labels: Tensor, mixing: Mixing, classes: int) -> Tensor:
-    """(B,) int64 or (B, K) float labels -> (B, K) float: own weights times the share, plus the
-    partner's times the rest.
+    """Labels (B,) int64 or (B, K) float, mixed as the pictures are -> (B, K) float.
 
-    An unknown label (-1) weighs nothing. Raises SigakError where the number of classes is needed
-    and not known.
+    An unknown label (-1) weighs nothing. Raises SigakError where the labels are whole numbers and
+    the number of classes is not known.
     """
     weights = labels
     if labels.ndim == 1:

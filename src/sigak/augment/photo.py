@@ -1,9 +1,8 @@
-"""Photometric changes: each function draws one (B, 4, 4) float64 colour matrix over (red, green,
-blue, 1) in 0..255.
+"""Photometric changes: each function draws one (B, 4, 4) float64 matrix over (red, green, blue, 1).
 
-Brightness, contrast, saturation and hue are all affine in the colours, so any chain is one matrix
-and one visit per pixel, and nothing is cut off between two of them. Noise is the one change that is
-not: it is added last.
+Values are in 0..255. Brightness, contrast, saturation and hue are affine in the colours, so any
+chain is one matrix and one visit per pixel, and nothing is cut off between two of them. Noise is
+the one change that is not affine: it is added last.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import numpy as np
 from sigak.augment.draws import Draws
 
 __all__ = [
+    "MID_GRAY",
     "brightness",
     "contrast",
     "hue",
@@ -42,9 +42,7 @@ def brightness(draws: Draws, amount: float) -> np.ndarray:
 
 
 def contrast(draws: Draws, amount: float) -> np.ndarray:
-    """Multiplies the distance from mid-gray (127.5) by 1 ± amount; a picture's own mean plays no
-    part.
-    """
+    """Multiplies the distance from mid-gray (127.5, not the picture's mean) by 1 ± amount."""
     factor = draws.uniform("contrast", 1 - amount, 1 + amount)
     matrices = _identity(len(draws))
     matrices[:, :3, :3] *= factor[:, None, None]
@@ -61,9 +59,7 @@ def saturation(draws: Draws, amount: float) -> np.ndarray:
 
 
 def hue(draws: Draws, amount: float) -> np.ndarray:
-    """Turns the colour circle by up to ± amount of a full turn, luma kept (a rotation of the chroma
-    plane).
-    """
+    """Turns the plane of the colours (chroma) by up to ± amount of a full turn; luma is kept."""
     angle = draws.uniform("hue", -amount, amount) * 2 * np.pi
     turn = np.tile(np.eye(3), (len(draws), 1, 1))
     turn[:, 1, 1] = turn[:, 2, 2] = np.cos(angle)
@@ -74,15 +70,12 @@ def hue(draws: Draws, amount: float) -> np.ndarray:
     return matrices
 
 
-_POOL = (
-    1 << 20
-)  # places where a picture's noise may start; two pictures share one once in a million
+_POOL = 1 << 20  # places where a picture's noise may start; two share one once in a million
 
 
 @lru_cache(maxsize=4)
 def noise_pool(values: int, channels: int) -> np.ndarray:
-    """Standard normal noise (float32) to cut windows of `values` numbers from, at any of `_POOL`
-    starts.
+    """Standard normal noise (float32), to cut windows of `values` numbers from at any start.
 
     Drawing fresh noise costs more than every other step together; a window of a long pool at a
     random start looks as independent from picture to picture. Starts are multiples of `channels`,
@@ -96,9 +89,7 @@ def noise_pool(values: int, channels: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def noise_levels(std: float, values: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pool times std (in 0..255), rounded, as two uint8 arrays: what is to be added and what is
-    to be taken away.
-    """
+    """The pool times std (in 0..255) as two uint8 arrays: what to add and what to take away."""
     levels = np.round(noise_pool(values, channels) * std)
     above = np.clip(levels, 0, 255).astype(np.uint8)
     return above, np.clip(-levels, 0, 255).astype(np.uint8)

@@ -24,7 +24,15 @@ from sigak.augment.spec import Settings, parse, write
 from sigak.ops.warp import add_noise, blend, recolor, warp_cpu, warp_device
 from sigak.structures import IGNORE, Batch, SigakError
 
-__all__ = ["Pipeline", "Plan", "preview"]
+__all__ = [
+    "CUTOUT_LEVEL",
+    "Pipeline",
+    "Plan",
+    "carry_out",
+    "images_on_cpu",
+    "images_on_device",
+    "preview",
+]
 
 Size = tuple[int, int]
 
@@ -34,8 +42,7 @@ _THREADED_PIXELS = 96 * 96  # below this a picture is done sooner than a second 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will happen to a batch of B pictures; numbers only, and the same whichever engine
-    carries it out.
+    """What will happen to a batch of B pictures, in numbers that hold for either engine.
 
     size (H, W) of the result; fill what lies outside a picture; matrices (B, 3, 3) picture to
     result; colors (B, 4, 4) over (red, green, blue, 1) in 0..255; noise_starts (B,) places in the
@@ -55,8 +62,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Augmentation of batches. Make one with `Pipeline.parse`; `str` gives the specification back
-    in its standard form.
+    """Augmentation of batches. `Pipeline.parse` makes one; `str` writes it in the standard form.
 
     settings name -> values; size (H, W) of the result, to which a batch of another size is
     stretched on the way; classes the number of classes, needed where mixup or cutmix meets
@@ -80,8 +86,7 @@ class Pipeline:
         swap: Sequence[int] | None = None,
         threads: int = 0,
     ) -> Pipeline:
-        """A pipeline from text such as "flip=h,rotate=15,zoom=0.1" or "medium,rotate=0"; later
-        words win.
+        """A pipeline from text such as "flip=h,rotate=15" or "medium,rotate=0"; later words win.
 
         Raises SigakError where a name is not known or a value is out of its range.
         """
@@ -97,11 +102,10 @@ class Pipeline:
         return write(self.settings)
 
     def __call__(self, batch: Batch, seed: int, epoch: int) -> Batch:
-        """The batch as `epoch` sees it; the same (seed, epoch, sample) always gives the same
-        picture.
+        """The batch as `epoch` sees it; one (seed, epoch, sample) always gives the same picture.
 
-        uint8 stays uint8 and floats in [0, 1] stay floats in [0, 1]; values that would leave the
-        range stop at its end.
+        Only mixing also asks who else is in the batch. uint8 stays uint8, and floats in [0, 1] stay
+        floats in [0, 1]; values that would leave the range stop at its end.
         """
         if not self and tuple(batch.images.shape[2:]) == self.size:
             return batch
@@ -145,9 +149,7 @@ def _geometry(chosen: Settings, draws: Draws, source: Size, size: Size) -> np.nd
 
 
 def _colors(chosen: Settings, draws: Draws) -> np.ndarray | None:
-    """(B, 4, 4): brightness, contrast, saturation and hue, in this order, as one matrix; None where
-    none is chosen.
-    """
+    """(B, 4, 4): the chosen steps in the order of this table as one matrix; None without any."""
     steps = {
         "brightness": photo.brightness,
         "contrast": photo.contrast,
@@ -168,14 +170,12 @@ def carry_out(plan: Plan, batch: Batch, pipeline: Pipeline) -> Batch:
                     "leave both out of the augmentation"
                 )
     source = (int(batch.images.shape[2]), int(batch.images.shape[3]))
-    on_cpu = batch.images.device.type == "cpu" and batch.images.dtype == torch.uint8
-    engine = images_on_cpu if on_cpu else images_on_device
-    matrices = torch.from_numpy(plan.matrices)
-    changed = replace(
-        batch,
-        images=engine(batch.images, plan, pipeline.threads),
-        matrix=matrices.to(batch.matrix) @ batch.matrix,
-    )
+    if batch.images.device.type == "cpu" and batch.images.dtype == torch.uint8:
+        images = images_on_cpu(batch.images, plan, pipeline.threads)
+    else:
+        images = images_on_device(batch.images, plan)
+    matrix = torch.from_numpy(plan.matrices).to(batch.matrix) @ batch.matrix
+    changed = replace(batch, images=images, matrix=matrix)
     if batch.class_maps is not None:
         maps = _warped(batch.class_maps[:, None], plan, source, nearest=True)
         changed.class_maps = maps[:, 0]
@@ -183,8 +183,8 @@ def carry_out(plan: Plan, batch: Batch, pipeline: Pipeline) -> Batch:
         changed.targets = _warped(batch.targets, plan, source)
     if batch.instances is not None:
         changed.instances = [
-            geometry.move_instances(one, matrix, plan.size, pipeline.swap)
-            for one, matrix in zip(batch.instances, plan.matrices)
+            geometry.move_instances(one, through, plan.size, pipeline.swap)
+            for one, through in zip(batch.instances, plan.matrices)
         ]
     if plan.mixing is not None and batch.labels is not None:
         changed.labels = class_weights(batch.labels, plan.mixing, pipeline.classes)
@@ -192,9 +192,7 @@ def carry_out(plan: Plan, batch: Batch, pipeline: Pipeline) -> Batch:
 
 
 def _warped(pictures: Tensor, plan: Plan, source: Size, nearest: bool = False) -> Tensor:
-    """(B, C, H, W) class maps (nearest, outside IGNORE) or paired pictures, which may be larger or
-    smaller than the images.
-    """
+    """Class maps (nearest, outside IGNORE) or paired pictures, of any size, as (B, C, H, W)."""
     factors = np.array([pictures.shape[3] / source[1], pictures.shape[2] / source[0], 1.0])
     matrices = factors[:, None] * plan.matrices / factors
     size = (round(plan.size[0] * factors[1]), round(plan.size[1] * factors[0]))
@@ -207,9 +205,7 @@ def _warped(pictures: Tensor, plan: Plan, source: Size, nearest: bool = False) -
 
 
 def images_on_cpu(images: Tensor, plan: Plan, threads: int = 0) -> Tensor:
-    """The plan on (B, C, H, W) uint8 pictures in memory; several threads share the batch where its
-    pictures are large.
-    """
+    """The plan on (B, C, H, W) uint8 pictures in memory; threads share a batch of large ones."""
     source = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
     count, channels = len(source), source.shape[3]
     out = np.empty((count, *plan.size, channels), np.uint8)
@@ -259,9 +255,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 
 def _in_threads(work: Callable[[slice], None], count: int, pixels: int, threads: int) -> None:
-    """work(slice) over 0..count, cut into one part per thread where a picture has enough pixels to
-    be worth it.
-    """
+    """work(slice) over 0..count, in one part per thread where pictures are large enough for it."""
     threads = min(threads or torch.get_num_threads(), count)
     if threads <= 1 or pixels < _THREADED_PIXELS:
         work(slice(0, count))
@@ -270,10 +264,8 @@ def _in_threads(work: Callable[[slice], None], count: int, pixels: int, threads:
     list(_pool(os.getpid(), threads).map(work, map(slice, edges[:-1], edges[1:])))
 
 
-def images_on_device(images: Tensor, plan: Plan, threads: int = 0) -> Tensor:
-    """The plan on (B, C, H, W) pictures of any type on their own device, all at once; `threads` is
-    the other engine's.
-    """
+def images_on_device(images: Tensor, plan: Plan) -> Tensor:
+    """The plan on (B, C, H, W) pictures, uint8 or floating, on their own device, all at once."""
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     work = warp_device(images.float(), plan.matrices, plan.size, plan.fill)
     shape, device = work.shape, work.device
@@ -303,9 +295,7 @@ def _noise_on(device: torch.device, values: int, channels: int) -> Tensor:
 
 
 def _recolored(pictures: Tensor, colors: np.ndarray, scale: float) -> Tensor:
-    """(B, C, H, W) values in 0..scale through (B, 4, 4) colour matrices, saturating; see
-    `ops.warp.recolor`.
-    """
+    """(B, C, H, W) in 0..scale through (B, 4, 4) colour matrices, as `recolor` does it."""
     matrices = torch.from_numpy(colors).to(pictures)
     offset = matrices[:, :3, 3] * (scale / 255)
     if pictures.shape[1] == 1:

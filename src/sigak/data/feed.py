@@ -45,7 +45,9 @@ class Pictures:
         threads: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """reduced: decode JPEGs at the smallest scale that still covers the size (training only)."""
+        """reduced: decode JPEGs at the smallest scale that still covers the size (training
+        only).
+        """
         self.split = split
         self.preparation = preparation
         self.collate = collate
@@ -66,16 +68,25 @@ class Pictures:
         height, width = self.preparation.size
         needed = len(self.split) * height * width * self.preparation.channels
         # Twice, because stacking copies.
-        return 2 * needed <= MEMORY_SHARE * psutil.virtual_memory().available
+        return bool(2 * needed <= MEMORY_SHARE * psutil.virtual_memory().available)
 
-    def load(self, progress: Progress | None = None) -> Pictures:
-        """Decode everything now if it fits in memory; unreadable pictures are dropped and named."""
+    def load(self, progress: Progress | None = None, *, strict: bool = False) -> Pictures:
+        """Decode everything now if it fits in memory; unreadable pictures are dropped and named,
+        or refused if `strict`.
+        """
         if self.resident is None and self.fits:
             samples = list(self._samples(range(len(self.split)), progress))
             readable = [s for s in samples if s is not None]
+            if self.problems and strict:
+                first = self.problems[0]
+                raise SigakError(
+                    f"{len(self.problems)} pictures cannot be read, the first {first.source}: "
+                    f"{first.reason}; mend or remove them, or leave out --strict to skip them"
+                )
             if not readable:
                 raise SigakError(
-                    f"none of the {len(self.split)} pictures of split {self.split.name!r} could be read; "
+                    f"none of the {len(self.split)} pictures of split {self.split.name!r} could "
+                    f"be read; "
                     f"the first: {self.problems[0].source}: {self.problems[0].reason}"
                 )
             self.places = np.array([s.index for s in readable])
@@ -94,16 +105,20 @@ class Pictures:
         return self.collate(samples).to(self.device)
 
     def statistics(self, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and spread per channel, in [0, 1] units, over up to `most` evenly spread pictures."""
+        """Mean and spread per channel, in [0, 1] units, over up to `most` evenly spread
+        pictures.
+        """
         places = np.linspace(0, len(self) - 1, min(len(self), most)).astype(np.int64)
-        sums, squares, count = 0.0, 0.0, 0
+        channels = self.preparation.channels
+        sums = torch.zeros(channels, dtype=torch.float64, device=self.device)
+        squares, count = torch.zeros_like(sums), 0
         for chunk in np.array_split(places, max(1, len(places) // 256)):
             images = self.batch(chunk).images.double() / 255.0
             sums = sums + images.sum((0, 2, 3))
             squares = squares + images.square().sum((0, 2, 3))
             count += images[:, 0].numel()
-        mean = torch.as_tensor(sums) / count
-        std = (torch.as_tensor(squares) / count - mean.square()).clamp_min(1e-12).sqrt()
+        mean = sums / count
+        std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
         return tuple(mean.tolist()), tuple(std.tolist())
 
     def _samples(
@@ -132,12 +147,23 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of an epoch: this process's part of a batch, `own` of the `total` pictures of the whole."""
+    """One step of an epoch: this process's part of a batch, `own` of the `total` pictures of the
+    whole.
+    """
 
     number: int
     batch: Batch
     own: int
     total: int
+
+    def parts(self, count: int) -> Iterator[tuple[Batch, int]]:
+        """The batch in `count` parts, with the number of pictures each stands for."""
+        if count == 1 or self.own <= 1:
+            yield self.batch, self.own
+            return
+        for places in torch.arange(self.own, device=self.batch.images.device).tensor_split(count):
+            if len(places):
+                yield self.batch.select(places), len(places)
 
 
 class Feed:
@@ -152,7 +178,9 @@ class Feed:
         seed: int | None = None,
         augment: Pipeline | None = None,
     ) -> None:
-        """seed None: in the split's order, unaugmented (evaluation); else shuffled and augmented by it."""
+        """seed None: in the split's order, unaugmented (evaluation); else shuffled and augmented by
+        it.
+        """
         self.pictures = pictures
         self.size = batch
         self.rank, self.world = share

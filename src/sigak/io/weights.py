@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file whose JSON header says everything needed to use it.
 
-Loading never executes anything. Foreign files are read by `read_foreign`: safetensors, or torch files
-through torch's weights-only reader, which admits tensors and plain containers and nothing else.
+Loading never executes anything. Foreign files are read by `read_foreign`: safetensors, or torch
+files through torch's weights-only reader, which admits tensors and plain containers and nothing
+else.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ BEST = "best.safetensors"
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write tensors and header so that at any moment either the old file or the whole new one exists."""
+    """Write tensors and header so that at any moment either the old file or the whole new one
+    exists.
+    """
     path = Path(path)
     part = path.with_name(path.name + ".part")
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -75,7 +78,9 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors on the CPU, header) of one of our files; SigakError for cut, foreign or executable files."""
+    """(tensors on the CPU, header) of one of our files; SigakError for cut, foreign or executable
+    files.
+    """
     path = find_checkpoint(path)
     _refuse_pickle(path)
     try:
@@ -86,7 +91,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     f"{path} holds weights but not what network they belong to; "
                     f"say so with `sigak import {path.name} --as MODEL --out FILE`"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text)
+            return {name: file.get_tensor(name) for name in list(file.keys())}, json.loads(text)
     except SafetensorError as error:
         raise SigakError(
             f"{path} is not a whole safetensors file ({error}); it is cut or foreign, copy it again"
@@ -96,23 +101,28 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _refuse_pickle(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(9)
-    # A safetensors file begins with 8 bytes of length and a brace; torch's are zip archives or pickles.
+    # A safetensors file begins with 8 bytes of length and a brace; torch's are zip archives or
+    # pickles.
     if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
         raise SigakError(
-            f"{path} is a torch/pickle file, which could execute code, and is not opened as a checkpoint; "
-            f"`sigak import {path.name} --as MODEL --out FILE` reads its tensors without executing it"
+            f"{path} is a torch/pickle file, which could execute code, and is not opened as a "
+            f"checkpoint; "
+            f"`sigak import {path.name} --as MODEL --out FILE` reads its tensors without "
+            f"executing it"
         )
 
 
 def read_foreign(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a safetensors, .pt, .pth, .th or .bin file, without executing anything."""
+    """The named tensors of a safetensors, .pt, .pth, .th or .bin file, without executing
+    anything.
+    """
     path = Path(path)
     if not path.is_file():
         raise SigakError(f"expected a weights file, but {path} does not exist")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise SigakError(f"{path} is not a whole safetensors file ({error})") from error
     try:
@@ -120,14 +130,17 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise SigakError(
-            f"{path} was refused: it is damaged, or holds objects other than tensors, which are never "
+            f"{path} was refused: it is damaged, or holds objects other than tensors, which are "
+            f"never "
             f"executed ({reason}); ask its author for safetensors or a plain state dict"
         ) from error
     return _tensors(loaded, path)
 
 
 def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict within whatever training scripts wrap around it, without `module.` prefixes."""
+    """The state dict within whatever training scripts wrap around it, without `module.`
+    prefixes.
+    """
     for key in ("state_dict", "model_state_dict", "model", "ema", "params"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -145,7 +158,9 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
-    """Nested dicts, lists and plain values with tensors -> the same as JSON; tensors go into `tensors`."""
+    """Nested dicts, lists and plain values with tensors -> the same as JSON; tensors go into
+    `tensors`.
+    """
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"$tensor": name}

@@ -1,3 +1,3 @@
-"""Blocks of networks that several families share: `normalize`, `fused`; and `memory`, which speeds them up."""
+"""Blocks that several families share (`normalize`, `fused`), and `memory`, which speeds them up."""
 
 __all__: list[str] = []

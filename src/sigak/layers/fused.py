@@ -1,10 +1,11 @@
-"""Blocks that train faster on a CPU than the stock modules they stand for, with the same mathematics.
+"""Blocks that train faster on a CPU than the stock modules, with the same mathematics.
 
-On a CPU the convolutions of a small network run close to the processor's peak; what is left is passes over memory. The
-blocks here make fewer: in training on a CPU, `FusedSequential` runs [Conv2d, ReLU, BatchNorm2d] as one node of the
-autograd graph, with the ReLU in place in both directions, and takes a 2x2 max-pool that follows before the
-normalisation instead of after it, so that a quarter of the pixels is normalised. `Dropout` draws 16 random bits per
-element where the stock layer draws a float. Everywhere else (evaluation, GPUs, export, hooked children) the stock
+On a CPU the convolutions of a small network run close to the processor's peak; what is left is
+passes over memory, and the blocks here make fewer. In training on a CPU, `FusedSequential` runs
+[Conv2d, ReLU, BatchNorm2d] as one node of the autograd graph, with the ReLU in place in both
+directions, and takes a 2x2 max-pool that follows before the normalisation instead of after it, so
+that a quarter of the pixels is normalised. `Dropout` draws 16 random bits per element where the
+stock layer draws a float. Everywhere else (evaluation, GPUs, export, hooked children) the stock
 operations run, and the names in the state dict are always those of the stock modules.
 """
 
@@ -22,10 +23,11 @@ aten = torch.ops.aten
 
 
 class Dropout(nn.Dropout):
-    """Dropout (Srivastava et al., 2014) with a cheap mask on a CPU; on other devices it is nn.Dropout.
+    """Dropout (Srivastava et al., 2014) with a cheap mask on a CPU; elsewhere it is nn.Dropout.
 
-    The probability to keep is rounded to a multiple of 1/65536 and what is kept is divided by the rounded probability,
-    so the expectation is that of the input. Any shape, any floating dtype; repeatable under `torch.manual_seed`.
+    The probability to keep is rounded to a multiple of 1/65536 and what is kept is divided by the
+    rounded probability, so the expectation is that of the input. Any shape, any floating dtype;
+    repeatable under `torch.manual_seed`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ class Dropout(nn.Dropout):
 
 
 def _keep_mask(like: Tensor, keep: int) -> Tensor:
-    """A tensor in the shape, memory order and dtype of `like`: 65536/keep with probability keep/65536, else 0."""
+    """A mask in the shape, memory order and dtype of `like`: 65536/keep at keep/65536, else 0."""
     stride = torch.empty_like(like, device="meta").stride()  # the order of `like`, without gaps
     words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64)
     words.random_(-(2**63), None)  # one draw fills 64 bits, four elements' worth
@@ -54,7 +56,7 @@ class _Unit(NamedTuple):
 
     @property
     def geometry(self) -> tuple[Any, ...]:
-        """stride, padding, dilation, transposed, output padding, groups: the tail of aten's argument lists."""
+        """stride, padding, dilation, transposed, output padding, groups: as aten takes them."""
         conv = self.conv
         return (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
 
@@ -66,8 +68,9 @@ class _Unit(NamedTuple):
 class _ConvReLUNorm(torch.autograd.Function):
     """norm(relu(conv(x))) or pool(norm(relu(conv(x)))), with the statistics of the batch.
 
-    Saves the input and the ReLU's output only; the output is its own mask, for relu(z) > 0 exactly where z > 0.
-    A max-pool commutes with a normalisation whose gains are positive: the caller has seen to that.
+    Saves the input and the ReLU's output only; that output is its own mask, for relu(z) > 0
+    exactly where z > 0. A max-pool commutes with a normalisation whose gains are positive; `_match`
+    has seen to that.
     """
 
     @staticmethod
@@ -119,16 +122,17 @@ class _ConvReLUNorm(torch.autograd.Function):
 
 
 class FusedSequential(nn.Sequential):
-    """nn.Sequential that trains [Conv2d, ReLU, BatchNorm2d(, MaxPool2d(2))] as one step where that is faster.
+    """nn.Sequential that trains [Conv2d, ReLU, BatchNorm2d(, MaxPool2d(2))] as one step on a CPU.
 
-    The same modules, state dict, initialisation, outputs, gradients and running statistics as nn.Sequential, to rounding.
-    It applies in training with gradients on a CPU; otherwise, and where a child is hooked, parametrised, subclassed or in
-    evaluation mode, the children run one by one. Works under autocast and distributed data parallel.
+    State dict and initialisation are nn.Sequential's; outputs, gradients and running statistics
+    equal its own to rounding. Outside training on a CPU, and where a child is hooked, parametrised,
+    subclassed, frozen or in evaluation mode, the children run one by one. Works under autocast and
+    distributed data parallel. No double backward.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or input.device.type != "cpu" or not _eager():
-            return super().forward(input)
+            return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
         children = list(self)
         place = 0
         while place < len(children):
@@ -144,7 +148,7 @@ class FusedSequential(nn.Sequential):
 
 def _eager() -> bool:
     """Whether this is ordinary training: gradients wanted, nothing traced or compiled."""
-    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    traced = torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
     return torch.is_grad_enabled() and not traced
 
 
@@ -180,7 +184,7 @@ def _halves(module: nn.Module) -> bool:
 
 
 def _fits(unit: _Unit, x: Tensor) -> bool:
-    """Whether every parameter is trained and the conv's output is at least 2x2, enough for statistics and the pool."""
+    """Whether every parameter is trained and the conv's output is at least 2x2."""
     parameters = (unit.conv.weight, unit.norm.weight, unit.norm.bias)
     if x.ndim != 4 or len(x) == 0 or not all(p.requires_grad for p in parameters):
         return False

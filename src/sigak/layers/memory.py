@@ -1,4 +1,4 @@
-"""How the C library hands memory back, which decides how fast a small network trains on a Linux CPU."""
+"""How the C library hands memory back: it decides how fast small networks train on Linux."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ _LARGEST_MMAP = 32 * 2**20  # glibc refuses a higher mmap threshold on 64-bit ma
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep freed memory for the next step; True if it agreed, False (nothing done) on other systems.
+    """Ask glibc to keep freed memory for the next step; False (and nothing done) on other systems.
 
-    Each training step frees and asks for the same activations again. By default glibc returns such large pieces to the
-    kernel, which then clears them page by page when they are asked for anew: thousands of page faults a step. The
-    process's memory stays at its peak in exchange. Call it once, before training; it holds for the whole process.
+    Each training step frees and asks for the same activations again. By default glibc returns such
+    large pieces to the kernel, which clears them page by page when they are asked for anew:
+    thousands of page faults a step. In exchange the process's memory stays at its peak. Call it
+    once, before training; it holds for the whole process.
     """
     if not sys.platform.startswith("linux"):
         return False

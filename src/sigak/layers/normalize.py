@@ -14,7 +14,8 @@ class Normalize(nn.Module):
     """(x - mean) / std per channel: images (B, C, H, W) in [0, 1] -> (B, C, H, W).
 
     Inside the network, so that training and prediction cannot disagree. mean 0 and std 1 pass the
-    images through untouched. The constants are rebuilt from the arguments and never saved as weights.
+    images through untouched. The constants are rebuilt from the arguments and never saved as
+    weights.
     """
 
     mean: Tensor

@@ -37,7 +37,9 @@ def _tables() -> Iterator[dict[str, Entry]]:
 
 
 def names(pattern: str = "*") -> list[str]:
-    """All names that match a pattern such as "vgg3*"; a word without wildcards matches anywhere in a name."""
+    """All names that match a pattern such as "vgg3*"; a word without wildcards matches anywhere in
+    a name.
+    """
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
     found = dict.fromkeys(name for table in _tables() for name in table)
@@ -70,7 +72,8 @@ def arguments(
 ) -> dict[str, Any]:
     """Every argument that builds `name`, as plain values fit for a checkpoint's header.
 
-    classes, size (H, W) and color ("gray", "rgb", "rgba") default to the entry's own ("any" color: gray).
+    classes, size (H, W) and color ("gray", "rgb", "rgba") default to the entry's own ("any" color:
+    gray).
     """
     row = entry(name)
     color = color or ("gray" if row.input.color == "any" else row.input.color)

@@ -15,8 +15,9 @@ __all__ = ["Entry", "Input", "Weights", "count_parameters"]
 class Input:
     """What the network eats by default.
 
-    size (H, W); color "gray", "rgb", "rgba", or "any": the data decides between gray and rgb; mean and std per channel in
-    [0, 1] units, applied inside the network; fit: how a picture meets the size (squash, letterbox, crop).
+    size (H, W); color "gray", "rgb", "rgba", or "any": the data decides between gray and rgb; mean
+    and std per channel in [0, 1] units, applied inside the network; fit: how a picture meets the
+    size (squash, letterbox, crop).
     """
 
     size: tuple[int, int]
@@ -30,7 +31,8 @@ class Input:
 class Weights:
     """One set of published weights.
 
-    url and sha256 (whole, or the leading digits the publisher gives); `convert` maps the file's state dict to ours.
+    url and sha256 (whole, or the leading digits the publisher gives); `convert` maps the file's
+    state dict to ours.
     """
 
     tag: str
@@ -47,9 +49,10 @@ class Weights:
 class Entry:
     """One buildable network.
 
-    `build(classes=, channels=, size=, mean=, std=, **args)` returns the network. `parameters` is (total, trainable) at the
-    default input with `classes` outputs, total counting batch-norm statistics as Keras does. `tiny` holds build arguments of
-    a small form for tests; `recipe` changes of the training defaults; `skip` {check: reason} of the zoo checklist.
+    `build(classes=, channels=, size=, mean=, std=, **args)` returns the network. `parameters` is
+    (total, trainable) at the default input with `classes` outputs, total counting batch-norm
+    statistics as Keras does. `tiny` holds build arguments of a small form for tests; `recipe`
+    changes of the training defaults; `skip` {check: reason} of the zoo checklist.
     """
 
     build: Callable[..., nn.Module]
@@ -76,7 +79,9 @@ def count_parameters(network: nn.Module) -> tuple[int, int]:
 
 
 def init_glorot(module: nn.Module) -> None:
-    """Glorot-uniform kernels and zero biases (Glorot and Bengio 2010), Keras's default; for `network.apply`."""
+    """Glorot-uniform kernels and zero biases (Glorot and Bengio 2010), Keras's default; for
+    `network.apply`.
+    """
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -1,9 +1,9 @@
 """The CIFAR-10 lab: ten small VGG-style networks that show what each regulariser does.
 
 Blocks of two 3x3 same convolutions and a 2x2 max-pool with 32, 64, 128 filters (VGG: Simonyan and
-Zisserman 2014, https://arxiv.org/abs/1409.1556), dense 128, one logit per class; He-uniform kernels.
-The variants add dropout, an L2 penalty, augmentation and batch norm (after each ReLU); what is not
-architecture (penalty, augmentation, optimiser) stands in the row's recipe.
+Zisserman 2014, https://arxiv.org/abs/1409.1556), dense 128, one logit per class; He-uniform
+kernels. The variants add dropout, an L2 penalty, augmentation and batch norm (after each ReLU);
+what is not architecture (penalty, augmentation, optimiser) stands in the row's recipe.
 
 Input (B, C, H, W) in [0, 1], output (B, classes) logits.
 """
@@ -25,8 +25,8 @@ __all__ = ["MODELS", "VggLab"]
 class VggLab(nn.Module):
     """`len(widths)` VGG blocks, then a dense layer.
 
-    dropout: rates after each block and after the dense layer (empty: none); norm: batch norm after each ReLU
-    (momentum .01 is Keras's .99, eps 1e-3 is Keras's).
+    dropout: rates after each block and after the dense layer (empty: none); norm: batch norm after
+    each ReLU (momentum .01 is Keras's .99, eps 1e-3 is Keras's).
     """
 
     head = ("classifier",)
@@ -73,7 +73,9 @@ class VggLab(nn.Module):
 
 
 def _block(channels: int, width: int, norm: bool, dropout: float) -> nn.Sequential:
-    """conv, ReLU (, norm), conv, ReLU (, norm), max-pool (, dropout): (B, C, H, W) -> (B, width, H/2, W/2)."""
+    """conv, ReLU (, norm), conv, ReLU (, norm), max-pool (, dropout): (B, C, H, W) -> (B, width,
+    H/2, W/2).
+    """
     layers: list[nn.Module] = []
     for last in (channels, width):
         layers += [nn.Conv2d(last, width, 3, padding=1), nn.ReLU()]
@@ -90,7 +92,8 @@ def _init(network: VggLab) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     nn.init.xavier_uniform_(network.classifier.weight)
 
 

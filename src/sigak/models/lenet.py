@@ -1,9 +1,9 @@
 """LeNet-5: "Gradient-based learning applied to document recognition", LeCun et al. 1998.
 http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf
 
-What differs here: the modern reading with 61,706 parameters. The second convolution sees all six maps (the paper
-connects some), pooling is a plain average without weights, and the output is one logit per class.
-28x28 pictures are padded to 32x32 by the first convolution, as the paper does.
+What differs here: the modern reading with 61,706 parameters. The second convolution sees all six
+maps (the paper connects some), pooling is a plain average without weights, and the output is one
+logit per class. 28x28 pictures are padded to 32x32 by the first convolution, as the paper does.
 
 Input (B, C, H, W) in [0, 1], output (B, classes) logits.
 """

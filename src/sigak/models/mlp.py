@@ -1,4 +1,5 @@
-"""Fully connected network: what flattening loses against a convolutional network of the same budget.
+"""Fully connected network: what flattening loses against a convolutional network of the same
+budget.
 
 784-128-10 on 28x28 gray pictures. Input (B, C, H, W) in [0, 1], output (B, classes) logits.
 """

@@ -1,8 +1,9 @@
 """Every classifier of timm by its own name (https://github.com/huggingface/pytorch-image-models).
 
-timm builds the networks and holds their published weights; ours is the joint: the house's arguments,
-normalisation inside, and a table of facts (`timm.json`) that lists them without building one.
-`python -m sigak.models.timm_nets` counts the installed timm's networks anew and rewrites the table.
+timm builds the networks and holds their published weights; ours is the joint: the house's
+arguments, normalisation inside, and a table of facts (`timm.json`) that lists them without building
+one. `python -m sigak.models.timm_nets` counts the installed timm's networks anew and rewrites the
+table.
 
 Input (B, C, H, W) in [0, 1], output (B, classes) logits.
 """
@@ -27,7 +28,9 @@ TABLE = Path(__file__).with_name("timm.json")
 
 
 class TimmClassifier(nn.Module):
-    """A timm network `name` behind the house's normalisation. `head` names its classifier layers."""
+    """A timm network `name` behind the house's normalisation. `head` names its classifier
+    layers.
+    """
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ def _entry(name: str, row: dict[str, Any]) -> Entry:
         )
         for tag, licence, classes in row["weights"]
     )
-    channels, height, width = row["input"]
+    _, height, width = row["input"]
     return Entry(
         build=partial(TimmClassifier, name),
         task="classify",

@@ -1,8 +1,9 @@
 """AlexNet, GoogLeNet, SqueezeNet and ShuffleNet V2, built by torchvision (BSD-3-Clause).
 
-AlexNet: https://arxiv.org/abs/1404.5997 (the one-column form); GoogLeNet: https://arxiv.org/abs/1409.4842 (with
-batch norm, without the auxiliary classifiers); SqueezeNet: https://arxiv.org/abs/1602.07360;
-ShuffleNet V2: https://arxiv.org/abs/1807.11164. Normalisation is inside.
+AlexNet: https://arxiv.org/abs/1404.5997 (the one-column form); GoogLeNet:
+https://arxiv.org/abs/1409.4842 (with batch norm, without the auxiliary classifiers); SqueezeNet:
+https://arxiv.org/abs/1602.07360; ShuffleNet V2: https://arxiv.org/abs/1807.11164. Normalisation is
+inside.
 
 Input (B, C, H, W) in [0, 1], output (B, classes) logits.
 """
@@ -25,7 +26,9 @@ STD = (0.229, 0.224, 0.225)
 
 
 class TorchvisionClassifier(nn.Module):
-    """A torchvision classifier `name` behind the house's normalisation; `head` names its last layer."""
+    """A torchvision classifier `name` behind the house's normalisation; `head` names its last
+    layer.
+    """
 
     def __init__(
         self,
@@ -71,7 +74,8 @@ def _convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"net.{k}": v for k, v in state.items() if not k.startswith(("aux1.", "aux2."))}
 
 
-# name: (last layer, parameters (total, trainable), file with the leading digits of its sha256, top-1 in %)
+# name: (last layer, parameters (total, trainable), file with the leading digits of its sha256,
+# top-1 in %)
 _ROWS = {
     "alexnet": ("classifier.6", (61_100_840, 61_100_840), "alexnet-owt-7be5be79", 56.522),
     "googlenet": ("fc", (6_639_464, 6_624_904), "googlenet-1378be20", 69.778),

@@ -174,7 +174,7 @@ def warp_device(
     maps = torch.from_numpy(to_unit @ np.linalg.inv(matrices) @ to_pixels).float().to(images.device)
     x = (torch.arange(size[1], device=images.device) * 2 + 1) / size[1] - 1
     y = (torch.arange(size[0], device=images.device)[:, None, None] * 2 + 1) / size[0] - 1
-    # Sums, not a matrix product: reduced precision of products (TF32, autocast) would bend the grid.
+    # Sums, not a matrix product, whose reduced precision (TF32, autocast) would bend the grid.
     across, down, start = maps[:, None, None].unbind(dim=-1)  # each (B, 1, 1, 3)
     places = across * x[:, None] + down * y + start  # (B, H, W, 3)
     grid = places[..., :2] / places[..., 2:]

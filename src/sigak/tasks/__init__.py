@@ -1,7 +1,7 @@
 """Tasks: what joins pictures, loss, metric, post-processing, drawing and saving.
 
-One task is one file with one final class; `create(name, classes, recipe)` builds it. A task never imports
-a network: they meet in the verbs through `Entry.task`.
+One task is one file with one final class; `create(name, classes, recipe)` builds it. A task never
+imports a network: they meet in the verbs through `Entry.task`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Task(ABC):
     def steps(
         self, network: Callable[[Tensor], Any], batch: Batch
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """(optimiser name, scalars) in turn; "loss" is minimised, the others are shown; means over the batch."""
+        """(optimiser name, scalars) in turn; "loss" is minimised, the others are shown; means over
+        the batch.
+        """
 
     @abstractmethod
     def predict(self, network: Callable[[Tensor], Any], batch: Batch) -> list[Any]:

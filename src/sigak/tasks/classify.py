@@ -1,7 +1,7 @@
 """Classification: one class a picture.
 
-label_mode int and categorical are one softmax over the classes (integers, or one-hot rows); binary is
-one sigmoid output for two classes.
+label_mode int and categorical are one softmax over the classes (integers, or one-hot rows); binary
+is one sigmoid output for two classes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class Classification:
     scores: np.ndarray
     classes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """The three likeliest classes, as "cat 91.2%  dog 6.0%  deer 1.1%"."""
+        ranked = np.argsort(-self.scores, kind="stable")[:3]
+        return "  ".join(f"{self.classes[k]} {self.scores[k]:.1%}" for k in ranked)
+
     def asdict(self) -> dict[str, Any]:
         """{source, label, score, scores: {class name: probability}}."""
         return {
@@ -58,7 +63,8 @@ class Classify(Task):
         if self.recipe.label_mode == "binary":
             if len(self.classes) != 2:
                 raise SigakError(
-                    f"--label-mode binary needs exactly 2 classes, the data has {len(self.classes)}; "
+                    f"--label-mode binary needs exactly 2 classes, the data has "
+                    f"{len(self.classes)}; "
                     "use int or categorical"
                 )
             return 1
