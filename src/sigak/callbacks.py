@@ -9,7 +9,7 @@ improvement reach it (wait >= patience).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +23,11 @@ __all__ = [
     "EarlyStopping",
     "ModelCheckpoint",
     "ReduceLROnPlateau",
+    "RunState",
     "TensorBoard",
     "asked_for",
+    "restore",
+    "states",
 ]
 
 
@@ -273,3 +276,20 @@ def asked_for(options: Options, watched: str, *, log: bool) -> list[Callback]:
     if options.tensorboard and log:
         asked.append(TensorBoard())
     return asked
+
+
+def states(callbacks: Sequence[Callback]) -> list[list[Any]]:
+    """What `restore` needs: [name, state] of each."""
+    return [[type(callback).__name__, callback.state_dict()] for callback in callbacks]
+
+
+def restore(callbacks: Sequence[Callback], saved: Sequence[Sequence[Any]]) -> None:
+    """Give each callback its saved state; SigakError where they are not the ones of that run."""
+    before, now = [name for name, _ in saved], [type(c).__name__ for c in callbacks]
+    if before != now:
+        raise SigakError(
+            f"the run began with the callbacks {', '.join(before)} and cannot go on with "
+            f"{', '.join(now)}; give the flags it began with"
+        )
+    for callback, (_, state) in zip(callbacks, saved, strict=True):
+        callback.load_state_dict(state)

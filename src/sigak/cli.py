@@ -17,7 +17,18 @@ from typing import Any, NoReturn
 from sigak.errors import Failure, SigakError
 from sigak.recipe import Options, Recipe
 
-__all__ = ["main"]
+__all__ = [
+    "Augment",
+    "Data",
+    "Evaluate",
+    "Image",
+    "Import",
+    "Models",
+    "Parser",
+    "Predict",
+    "Train",
+    "main",
+]
 
 
 def _arg(help: str, *, many: bool = False) -> Any:
@@ -100,11 +111,13 @@ class Data:
 class Image:
     """Picture operations in a chain; without --out the picture is described."""
 
-    source: str = _arg("a picture, a folder or a pattern")
+    source: str = field(
+        default="", metadata={"help": "a picture, a folder or a pattern", "positional": True}
+    )
     steps: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "steps in order; `sigak image --steps` lists them",
+            "help": "steps in order; `sigak image --list-steps` lists them",
             "positional": True,
             "many": True,
         },
@@ -151,6 +164,13 @@ VERBS: dict[str, tuple[type, ...]] = {
 class Parser(argparse.ArgumentParser):
     """argparse that answers a mistake in one sentence, with the nearest flag."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, but a verb answers for its own flags, so that it can name the nearest."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error("unrecognized arguments: " + " ".join(rest))
+        return found, rest
+
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if message.startswith("unrecognized") and unknown:
@@ -158,7 +178,7 @@ class Parser(argparse.ArgumentParser):
             near = get_close_matches(unknown[0].split("=")[0], flags, 2)
             hint = f"did you mean {' or '.join(near)}?" if near else f"see `{self.prog} --help`"
             message = f"{self.prog} does not know {unknown[0]}; {hint}"
-        elif message.startswith("argument verb: invalid choice"):
+        elif message.startswith("argument VERB: invalid choice"):
             given = message.split("'")[1]
             near = get_close_matches(given, VERBS, 2)
             hint = f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(VERBS)}"

@@ -14,6 +14,17 @@ import numpy as np
 from sigak import models
 from sigak.errors import SigakError
 
+__all__ = [
+    "run_augment",
+    "run_data",
+    "run_evaluate",
+    "run_image",
+    "run_import",
+    "run_models",
+    "run_predict",
+    "run_train",
+]
+
 Values = dict[str, Any]
 
 
@@ -198,6 +209,8 @@ def run_image(values: Values) -> None:
 
     if values["list_steps"]:
         return print(steps.describe())
+    if not values["source"]:
+        raise SigakError("expected a picture, a folder or a pattern; see `sigak image --help`")
     found = image.expand(values["source"])
     chain = values["steps"]
     steps.parse(chain)
@@ -237,7 +250,7 @@ def run_import(values: Values) -> None:
 def _class_names(text: str) -> list[str] | None:
     if not text:
         return None
-    if Path(text).is_file():
+    if "," not in text and Path(text).is_file():
         lines = Path(text).read_text(encoding="utf-8").splitlines()
         return [line.strip() for line in lines if line.strip()]
     return [name.strip() for name in text.split(",")]
@@ -248,6 +261,8 @@ def run_augment(values: Values) -> None:
     from sigak.augment.pipeline import Pipeline, preview
     from sigak.io import image
 
+    if min(values["size"], values["rows"]) < 1:
+        raise SigakError("--size and --rows must be at least 1")
     size = (values["size"], values["size"])
     pipeline = Pipeline.parse(values["augment"], size=size)
     preparation = image.Preparation(size=size, fit="crop")

@@ -24,7 +24,10 @@ def fetch(name: str, tag: str = "", *, allow_download: bool = False) -> tuple[Pa
     """
     row = models.entry(name)
     if not row.weights:
-        raise SigakError(f"{name} has no published weights; give --pretrained a file of your own")
+        absent = f" and there is no file {tag}" if tag else ""
+        raise SigakError(
+            f"{name} has no published weights{absent}; give --pretrained a file of your own"
+        )
     found = [w for w in row.weights if w.tag == tag or not tag]
     if not found:
         known = ", ".join(w.tag for w in row.weights)
@@ -114,6 +117,7 @@ def adopt(
     row = models.entry(name)
     built = models.arguments(name, classes=len(classes) if classes else None, **arguments)
     network = row.build(**built)
+    models.try_out(name, network, built)
     load_into(network, row, Path(path))
     labels = classes or [str(i) for i in range(built["classes"])]
     color = {1: "gray", 3: "rgb", 4: "rgba"}[built["channels"]]

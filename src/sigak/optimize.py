@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sigak.recipe import Recipe
 from sigak.structures import SigakError
 
-__all__ = ["build", "check", "factor", "freeze", "restore", "set_lr"]
+__all__ = ["build", "check", "factor", "freeze", "in_head", "norms_for", "restore", "set_lr"]
 
+# What does not fit a step over all parameters: LBFGS evaluates the loss several times, SparseAdam
+# takes sparse gradients alone, Muon matrices alone.
+_UNFIT = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
 NAMES = {"momentum": "SGD", "sgd": "SGD"} | {
     name.lower(): name
     for name in dir(torch.optim)
-    if inspect.isclass(getattr(torch.optim, name)) and name != "Optimizer"
+    if inspect.isclass(getattr(torch.optim, name)) and name not in _UNFIT
 }
 
 
@@ -30,8 +36,8 @@ def build(
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        in_head = name.startswith(tuple(f"{part}." for part in head))
-        groups.setdefault((parameter.ndim > 1, in_head or not pretrained), []).append(parameter)
+        full = not pretrained or in_head(name, head)
+        groups.setdefault((parameter.ndim > 1, full), []).append(parameter)
     listed = []
     for (decays, at_full_rate), parameters in groups.items():
         rate = recipe.lr if at_full_rate else recipe.lr * recipe.backbone_lr
@@ -107,10 +113,36 @@ def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
                 buffers[name] = torch.empty_like(parameter).copy_(value)
 
 
-def freeze(network: nn.Module, head: tuple[str, ...], frozen: bool) -> None:
-    """Freeze (or let go) everything but the head's layers."""
+def in_head(name: str, head: tuple[str, ...]) -> bool:
+    """Whether `name` is one of the head's layers or something in one."""
+    return any(name == part or name.startswith(f"{part}.") for part in head)
+
+
+def freeze(network: nn.Module, head: tuple[str, ...], *, frozen: bool, norms: bool) -> None:
+    """Freeze (or let go) everything but the head's layers; `norms` keeps the backbone's batch norm
+    in evaluation mode, so that it does not forget the statistics it was trained with.
+    """
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not frozen or name.startswith(tuple(f"{part}." for part in head)))
+        parameter.requires_grad_(not frozen or in_head(name, head))
+    for name, module in network.named_modules():
+        if norms and isinstance(module, _BatchNorm) and not in_head(name, head):
+            module.eval()
+
+
+@contextmanager
+def norms_for(network: nn.Module, pictures: int) -> Iterator[None]:
+    """Training on `pictures` at once: batch norm takes its running statistics for a lone picture,
+    which has no spread of its own.
+    """
+    training = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
+    lone = training if pictures == 1 else []
+    for module in lone:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in lone:
+            module.train()
 
 
 def check(recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from sigak.runtime import Engine, TorchEngine, pick_device
 from sigak.structures import Batch, Sample, SigakError
 from sigak.tasks import Metric, Result, Task
 
-__all__ = ["Predictor", "assess", "load", "predict"]
+__all__ = ["Assessment", "Predictor", "assess", "load", "pixels_of", "predict"]
 
 
 @dataclass
@@ -77,6 +77,8 @@ class Predictor:
         problems: list[Problem] | None = None,
     ) -> Iterator[tuple[Sample, Result]]:
         """As `stream`, with the prepared picture beside each result."""
+        if batch < 1:
+            raise SigakError(f"--batch must be at least 1, received {batch}")
         preparation = self.preparation
         if prepare:  # a mistyped step is refused here, before any work
             preparation = replace(preparation, steps=tuple(prepare.split()))
@@ -104,14 +106,26 @@ def _sample(name: str, thing: Any, place: int, preparation: image.Preparation) -
     return Sample(ready, name, place, matrix=matrix, size=size)
 
 
+# What a checkpoint must say of itself to be used.
+_HEADER = ("version", "name", "task", "arguments", "classes", "preparation", "recipe", "data")
+
+
 def load(checkpoint: str | Path | Predictor, *, device: str = "auto") -> Predictor:
     """A predictor from a checkpoint file or run folder (a predictor is returned as it is)."""
     if isinstance(checkpoint, Predictor):
         return checkpoint
     path = files.find_checkpoint(checkpoint)
     tensors, header = files.read(path)
+    lacking = [key for key in _HEADER if key not in header]
+    if lacking:
+        raise SigakError(
+            f"{path} is no checkpoint to predict with (its header lacks {', '.join(lacking)}); "
+            f"give the run's folder or its {files.BEST}"
+        )
     network = models.entry(header["name"]).build(**header["arguments"])
-    missing = set(network.state_dict()) ^ set(tensors)
+    expected = network.state_dict()
+    missing = set(expected) ^ set(tensors)
+    missing |= {k for k in set(expected) & set(tensors) if expected[k].shape != tensors[k].shape}
     if missing:
         raise SigakError(
             f"{path} says it is a {header['name']}, but {len(missing)} tensors differ from that "

@@ -133,7 +133,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 def _check(recipe: Recipe) -> None:
     for name, (low, high) in _RANGES.items():
         value = getattr(recipe, name)
-        if (low is not None and value < low) or (high is not None and value > high):
+        # Written so that NaN, which compares false with everything, is refused.
+        if not ((low is None or value >= low) and (high is None or value <= high)):
             bound = f"at least {low}" if high is None else f"between {low} and {high}"
             raise SigakError(f"--{name.replace('_', '-')} must be {bound}, received {value}")
     for name, choices in _CHOICES.items():
@@ -175,3 +176,9 @@ class Options:
     tensorboard: bool = _(False, "also write the figures for TensorBoard (needs sigak[log])")
     threads: int = _(0, "threads that decode pictures; 0 means one a core, at most 8")
     quiet: bool = _(False, "no progress bar")
+
+    def __post_init__(self) -> None:
+        for name in ("early_stop", "reduce_lr", "min_delta", "min_lr", "save_every", "threads"):
+            if not getattr(self, name) >= 0:
+                flag = "--" + name.replace("_", "-")
+                raise SigakError(f"{flag} must be at least 0, received {getattr(self, name)}")

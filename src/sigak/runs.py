@@ -72,6 +72,8 @@ def choose_folder(options: Options, model: str, dataset: str) -> Path:
         return Path(options.resume)
     if options.out:
         folder = Path(options.out)
+        if folder.exists() and not folder.is_dir():
+            raise SigakError(f"--out expects a folder for the run, but {folder} is a file")
         if (folder / files.BEST).exists() or (folder / RESUME).exists():
             raise SigakError(
                 f"{folder} already holds a run; continue it with --resume {folder}, or give "

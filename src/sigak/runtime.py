@@ -60,7 +60,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device(kind)
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         raise SigakError(
             f"--device {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu"

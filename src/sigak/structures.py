@@ -25,7 +25,16 @@ from torch import Tensor
 
 from sigak.errors import Failure, SigakError
 
-__all__ = ["IGNORE", "UNKNOWN", "Batch", "Failure", "Instances", "Sample", "SigakError"]
+__all__ = [
+    "IGNORE",
+    "UNKNOWN",
+    "Batch",
+    "Failure",
+    "Instances",
+    "Sample",
+    "SigakError",
+    "stack_images",
+]
 
 UNKNOWN = -1
 IGNORE = 255

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sigak import data, foreign, models, optimize, tasks
-from sigak.callbacks import Callback, ModelCheckpoint, asked_for
+from sigak.callbacks import Callback, ModelCheckpoint, asked_for, restore, states
 from sigak.data import Dataset
 from sigak.data.feed import Feed, Pictures, Step
 from sigak.evaluation import mistakes
@@ -37,7 +37,7 @@ from sigak.runs import RESUME, RunFolder, choose_folder, repeat_command, resumed
 from sigak.runtime import TorchEngine, environment, pick_device, pick_precision
 from sigak.structures import Batch, Failure, SigakError
 
-__all__ = ["Run", "train"]
+__all__ = ["Run", "Training", "train"]
 
 
 @dataclass
@@ -194,6 +194,7 @@ class Training:
         if recipe.freeze and not pretrained:
             raise SigakError("--freeze backbone needs weights to keep: add --pretrained")
         self.engine = TorchEngine(self.network, self.device)
+        models.try_out(self.name, self.network, self.arguments, self.device)
         self.optimizers = {
             "main": optimize.build(self.network, self.head, recipe, bool(pretrained))
         }
@@ -267,35 +268,52 @@ class Training:
         share = self.lr_scale * optimize.factor(
             recipe, (self.epoch - 1) * self.feed.steps + step.number, self.feed.steps
         )
-        for part, weight in step.parts(recipe.accumulate):
-            for objective, shown in self._losses(part):
-                # Gradients are averaged over processes; this makes them the mean over the whole
-                # batch.
-                self.accelerator.backward(objective * (weight * self.world / step.total))
-                self._count(shown, weight)
-        for optimizer in self.optimizers.values():
+        parts = [(len(part), self._losses(part), n) for part, n in step.parts(recipe.accumulate)]
+        while (name := self._backward(parts, step.total)) is not None:
+            optimizer = self.optimizers[name]
             optimize.set_lr(optimizer, share)
             if recipe.clip:
                 self.accelerator.clip_grad_norm_(self.network.parameters(), recipe.clip)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            self.network.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.network)
         if self.device.type == "cpu" or step.number % 50 == 0:
             self._refuse_nan(step.number)
 
-    def _losses(self, batch: Batch) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """(what is minimised, what is shown) for every step of the task; the L2 penalty is shown
-        apart.
+    def _backward(self, parts: Sequence[tuple[int, Losses, int]], total: int) -> str | None:
+        """The gradients of the task's next step over all parts of a batch of `total` pictures; the
+        name of the optimiser that shall move, None when the task has no more steps.
         """
-        enabled = self.precision == torch.bfloat16
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
-            for _, losses in self.task.steps(self.parallel, batch.floating()):
+        name = None
+        for length, losses, weight in parts:
+            with optimize.norms_for(self.network, length):
+                found = next(losses, None)
+                if found is None:
+                    return None
+                name, objective, shown = found
+                # Processes average their gradients; this makes them the mean over the whole batch.
+                self.accelerator.backward(objective * (weight * self.world / total))
+                self._count(shown, weight)
+        return name
+
+    def _losses(self, batch: Batch) -> Losses:
+        """(optimiser, what is minimised, what is shown) for every step of the task; the L2 penalty
+        is shown apart.
+        """
+        steps = self.task.steps(self.parallel, batch.floating())
+        while True:
+            enabled = self.precision == torch.bfloat16
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+                found = next(steps, None)
+                if found is None:
+                    return
+                name, losses = found
                 objective = losses["loss"]
                 if self.recipe.l2:
                     losses["l2"] = self.recipe.l2 * l2_penalty(self.network, self.head)
                     objective = objective + losses["l2"]
-                yield objective, losses
+            yield name, objective, losses
 
     def _count(self, losses: Mapping[str, Tensor], weight: float) -> None:
         for name, value in losses.items():
@@ -321,16 +339,10 @@ class Training:
         recipe = self.recipe
         self.network.train()
         frozen = bool(recipe.freeze) and not (0 < recipe.unfreeze_at <= self.epoch)
-        optimize.freeze(self.network, self.head, frozen)
-        if recipe.freeze:
-            for name, module in self.network.named_modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not name.startswith(
-                    self.head
-                ):
-                    module.eval()
-        if (
-            self.world > 1
-        ):  # wrapped each epoch, because it only learns of the parameters that can move
+        optimize.freeze(self.network, self.head, frozen=frozen, norms=bool(recipe.freeze))
+        if self.world > 1 and (self.parallel is self.network or self.epoch == recipe.unfreeze_at):
+            # The wrapper only learns of parameters that can move when it is made.
+            self.accelerator.free_memory()
             self.parallel = self.accelerator.prepare_model(self.network)
 
     def _epoch_logs(self, seconds: float) -> dict[str, float]:
@@ -409,7 +421,7 @@ class Training:
             "network": self.network.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "average": None if self.average is None else self.average.state_dict(),
-            "callbacks": [c.state_dict() for c in self.callbacks],
+            "callbacks": states(self.callbacks),
             "sums": self.sums,
         }
         header = {
@@ -446,8 +458,7 @@ class Training:
             optimize.restore(optimizer, state["optimizers"][name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        for callback, kept in zip(self.callbacks, state["callbacks"], strict=True):
-            callback.load_state_dict(kept)
+        restore(self.callbacks, state["callbacks"])
         self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
         self.epoch, self.step, self.history = header["epoch"], header["step"], header["history"]
         self.lr_scale, self.stop, self.seconds = (

@@ -105,6 +105,15 @@ class Dataset:
     problems: list[Problem] = field(default_factory=list)
     root: Path | None = None
 
+    def __post_init__(self) -> None:
+        for name, split in self.splits.items():
+            strange = [r for r in split.records if not UNKNOWN <= r.label < len(self.classes)]
+            if strange:
+                raise SigakError(
+                    f"expected labels from 0 to {len(self.classes) - 1}, received "
+                    f"{strange[0].label} for {strange[0].source} in the {name} split"
+                )
+
 
 def load(
     spec: str | Path,

@@ -181,6 +181,8 @@ class Feed:
         """seed None: in the split's order, unaugmented (evaluation); else shuffled and augmented by
         it.
         """
+        if batch < 1:
+            raise SigakError(f"--batch must be at least 1, received {batch}")
         self.pictures = pictures
         self.size = batch
         self.rank, self.world = share

@@ -414,8 +414,14 @@ FITS = {"squash": _squash, "letterbox": _letterbox, "crop": _centre_crop}
 
 
 def _resample(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Area average along axes that shrink, then bilinear along axes that grow."""
+    """Area average along axes that shrink, then bilinear along axes that grow.
+
+    A shrinking below 1.5 is bilinear too: four neighbours miss next to nothing of the picture there
+    (what is left after a reduced JPEG decode is mostly of that kind), at a quarter of the time.
+    """
     shrunk = (min(size[0], pixels.shape[0]), min(size[1], pixels.shape[1]))
+    if pixels.shape[0] < 1.5 * size[0] and pixels.shape[1] < 1.5 * size[1]:
+        shrunk = (pixels.shape[0], pixels.shape[1])
     for target, method in ((shrunk, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
         if pixels.shape[:2] != target:
             resized = cv2.resize(pixels, target[::-1], interpolation=method)

@@ -92,6 +92,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     f"say so with `sigak import {path.name} --as MODEL --out FILE`"
                 )
             return {name: file.get_tensor(name) for name in list(file.keys())}, json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SigakError(f"{path} has a damaged header ({error}); copy it again") from error
     except SafetensorError as error:
         raise SigakError(
             f"{path} is not a whole safetensors file ({error}); it is cut or foreign, copy it again"
@@ -102,8 +104,9 @@ def _refuse_pickle(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(9)
     # A safetensors file begins with 8 bytes of length and a brace; torch's are zip archives or
-    # pickles.
-    if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
+    # pickles, which begin with 0x80 and the number of their protocol.
+    pickled = start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"
+    if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or (pickled and len(start) > 1)):
         raise SigakError(
             f"{path} is a torch/pickle file, which could execute code, and is not opened as a "
             f"checkpoint; "
@@ -128,11 +131,9 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
         raise SigakError(
             f"{path} was refused: it is damaged, or holds objects other than tensors, which are "
-            f"never "
-            f"executed ({reason}); ask its author for safetensors or a plain state dict"
+            "never executed; ask its author for safetensors or a plain state dict"
         ) from error
     return _tensors(loaded, path)
 

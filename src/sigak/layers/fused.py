@@ -91,16 +91,16 @@ class _ConvReLUNorm(torch.autograd.Function):
             mean, variance = aten.batch_norm_update_stats(rectified, *running, norm.momentum)
             inverse = torch.rsqrt(variance + norm.eps)
             pooled, index = aten.max_pool2d_with_indices(rectified, [2, 2], [2, 2])
-            out = aten.native_batch_norm(pooled, gain, shift, mean, variance, False, 0.0, norm.eps)[
-                0
-            ]
+            out, _, _ = aten.native_batch_norm(
+                pooled, gain, shift, mean, variance, False, 0.0, norm.eps
+            )
         else:
             out, mean, inverse = aten.native_batch_norm(
                 rectified, gain, shift, *running, True, norm.momentum, norm.eps
             )
         ctx.save_for_backward(x, weight, gain, rectified, mean, inverse, index)
         ctx.unit, ctx.bias_sizes = unit, None if bias is None else [len(bias)]
-        return out
+        return out  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable

@@ -11,12 +11,13 @@ from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import nn
 
 from sigak.models._entry import Entry
 from sigak.structures import SigakError
 
-__all__ = ["FAMILIES", "arguments", "create", "entry", "names", "nearest"]
+__all__ = ["FAMILIES", "arguments", "create", "entry", "names", "nearest", "try_out"]
 
 # In the order of the table of contents; a name is taken from the first family that has it.
 FAMILIES = (
@@ -92,6 +93,30 @@ def arguments(
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """One value a channel; where the counts differ every channel takes the average."""
     return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def try_out(
+    name: str, network: nn.Module, built: dict[str, Any], device: torch.device | str = "cpu"
+) -> None:
+    """SigakError if `network`, made by `name` with the arguments `built`, cannot take a picture of
+    its size: many networks only find out when they run.
+    """
+    height, width = built["size"]
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, built["channels"], height, width, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:
+        own = entry(name).input.size
+        raise SigakError(
+            f"{name} cannot take pictures of {height}x{width} ({str(error).splitlines()[0]}); "
+            f"give another --size, its own is {own[0]}x{own[1]}"
+        ) from error
+    finally:
+        network.train(training)
 
 
 def create(name: str, **changes: Any) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Entry", "Input", "Weights", "count_parameters"]
+__all__ = ["Entry", "Input", "Weights", "count_parameters", "init_glorot"]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ __all__ = [
     "folded",
     "number",
     "percent",
+    "plain",
     "section",
     "table",
     "unbroken",

@@ -23,7 +23,7 @@ from sigak.augment.pipeline import Pipeline
 from sigak.structures import Batch, Sample, SigakError
 from sigak.tasks import Task
 
-__all__ = ["TASK", "Classification", "Classify"]
+__all__ = ["TASK", "Accuracy", "Classification", "Classify"]
 
 
 @dataclass(frozen=True)
