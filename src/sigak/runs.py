@@ -25,7 +25,15 @@ from sigak.structures import SigakError
 if TYPE_CHECKING:
     from sigak.training import Training
 
-__all__ = ["RESUME", "RunFolder", "choose_folder", "repeat_command", "resumed", "story"]
+__all__ = [
+    "RESUME",
+    "RunFolder",
+    "choose_folder",
+    "described",
+    "repeat_command",
+    "resumed",
+    "story",
+]
 
 RESUME = "resume.safetensors"
 
@@ -123,6 +131,18 @@ class RunFolder:
             return None
         tensors, header = files.read(path)
         return files.unpack(header.pop("state"), tensors), header
+
+
+def described(training: Training) -> dict[str, Any]:
+    """What recipe.json says: how to repeat the run, and what it ran on."""
+    return {
+        "command": training.command,
+        "model": training.name,
+        "data": training.dataset.name,
+        "recipe": training.recipe.asdict(),
+        "options": asdict(training.options),
+        "environment": environment(training.device),
+    }
 
 
 def story(

@@ -33,11 +33,14 @@ from sigak.prediction import Assessment, assess
 from sigak.progress import Progress, figures
 from sigak.recipe import Options, Recipe
 from sigak.report import write as write_report
-from sigak.runs import RESUME, RunFolder, choose_folder, repeat_command, resumed, story
-from sigak.runtime import TorchEngine, environment, pick_device, pick_precision
+from sigak.runs import RESUME, RunFolder, choose_folder, described, repeat_command, resumed, story
+from sigak.runtime import TorchEngine, pick_device, pick_precision
 from sigak.structures import Batch, Failure, SigakError
 
 __all__ = ["Run", "Training", "train"]
+
+# (optimiser name, objective, shown scalars) of a task's steps in turn
+Losses = Iterator[tuple[str, Tensor, dict[str, Tensor]]]
 
 
 @dataclass
@@ -77,13 +80,8 @@ def train(
         command = earlier["command"]
     options = Options(**asked)
     if not isinstance(dataset, Dataset):
-        dataset = data.load(
-            dataset,
-            val=recipe.val,
-            seed=recipe.seed,
-            download=options.download,
-            strict=options.strict,
-        )
+        how = {"val": recipe.val, "seed": recipe.seed, "strict": options.strict}
+        dataset = data.load(dataset, download=options.download, **how)  # type: ignore[arg-type]
     with torch.random.fork_rng():
         return Training(model, dataset, recipe, options, callbacks, command).fit()
 
@@ -108,8 +106,11 @@ class Training:
         self.accelerator = Accelerator(cpu=device.type == "cpu")
         self.world = self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
+        self.share = (self.accelerator.process_index, self.world)
         self.device = device if self.world == 1 else self.accelerator.device
-        self.folder = self._shared(choose_folder(options, model, dataset.name))
+        chosen = [choose_folder(options, model, dataset.name)]
+        broadcast_object_list(chosen)  # the main process's choice, in every process
+        self.folder = chosen[0]
         self.files = RunFolder(self.folder)
         self.progress = Progress(visible=self.main and not options.quiet)
         self.precision = pick_precision(recipe.precision, self.device)
@@ -127,12 +128,6 @@ class Training:
         self.stop = False
         self.seconds = 0.0  # spent in this epoch before a restart
 
-    def _shared(self, value: Any) -> Any:
-        """The main process's value, in every process."""
-        values = [value]
-        broadcast_object_list(values)
-        return values[0]
-
     # --- setting up -------------------------------------------------------------------------
 
     def _prepare_data(self) -> None:
@@ -146,16 +141,15 @@ class Training:
             self.pictures = {
                 name: self._decode(name) for name in ("train", "val") if name in self.dataset.splits
             }
-        share = (self.accelerator.process_index, self.world)
         self.feed = Feed(
             self.pictures["train"],
             batch=recipe.batch,
-            share=share,
+            share=self.share,
             seed=recipe.seed,
             augment=self.task.augment(size),
         )
         val = self.pictures.get("val")
-        self.val_feed = Feed(val, batch=recipe.batch, share=share) if val else None
+        self.val_feed = Feed(val, batch=recipe.batch, share=self.share) if val else None
 
     def _decode(self, name: str) -> Pictures:
         split = self.dataset.splits[name]
@@ -221,7 +215,7 @@ class Training:
             self._load_state()
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.files.write_json("recipe.json", self._described())
+            self.files.write_json("recipe.json", described(self))
         for callback in self.callbacks:
             callback.on_train_begin(self)
         try:
@@ -461,22 +455,9 @@ class Training:
         restore(self.callbacks, state["callbacks"])
         self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
         self.epoch, self.step, self.history = header["epoch"], header["step"], header["history"]
-        self.lr_scale, self.stop, self.seconds = (
-            header["lr_scale"],
-            header["stop"],
-            header["seconds"],
-        )
+        self.lr_scale, self.stop = header["lr_scale"], header["stop"]
+        self.seconds = header["seconds"]
         self.progress.say(f"continuing {self.folder} at epoch {self.epoch}, step {self.step + 1}")
-
-    def _described(self) -> dict[str, Any]:
-        return {
-            "command": self.command,
-            "model": self.name,
-            "data": self.dataset.name,
-            "recipe": self.recipe.asdict(),
-            "options": asdict(self.options),
-            "environment": environment(self.device),
-        }
 
     # --- the end ----------------------------------------------------------------------------
 
@@ -496,7 +477,7 @@ class Training:
         }
         if self.main:
             self.files.write_json("evaluation.json", evaluation)
-            wrong = mistakes(found, self.dataset.classes, feed) if self.world == 1 else []
+            wrong = mistakes(found, self.dataset.classes, feed)
             write_report(self.folder / "report.html", story(self, name, evaluation, history, wrong))
             shown = "  ".join(f"{k} {v:.4f}" for k, v in evaluation.items() if isinstance(v, float))
             self.progress.say(f"best epoch {self.keeper.best_epoch}, measured on {name}: {shown}")
@@ -509,8 +490,7 @@ class Training:
         pictures = Pictures(
             self.dataset.splits[name], self.preparation, self.task.collate, device=self.device
         )
-        share = (self.accelerator.process_index, self.world)
-        return Feed(pictures.load(), batch=self.recipe.batch, share=share)
+        return Feed(pictures.load(), batch=self.recipe.batch, share=self.share)
 
 
 def _mix(*numbers: int) -> int:
