@@ -18,7 +18,7 @@ _PACKAGES = (
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores this process may use, vector extensions, load, system, Python and packages."""
+    """Processor, cores this process may use, vector extensions, load, system and packages."""
     name, flags = _processor()
     affinity = getattr(os, "sched_getaffinity", None)
     load = getattr(os, "getloadavg", lambda: (float("nan"),))()[0]

@@ -84,7 +84,7 @@ def keras_engine(backend: str, policy: str, pictures: int, threads: int) -> Fit:
 
 
 def torch_engine(ours: bool, dtype_name: str, pictures: int, threads: int) -> Fit:
-    """A shuffled epoch of the plain loop: with sigak's network and settings, or PyTorch's stock ones."""
+    """A shuffled epoch of the plain loop, with sigak's network and settings or the stock ones."""
     import torch
     from torch.nn import functional as F
 
@@ -93,7 +93,7 @@ def torch_engine(ours: bool, dtype_name: str, pictures: int, threads: int) -> Fi
     network = sigak_network() if ours else stock_network()
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS - 2 * 576
     network.train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, fused=ours)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
     images = torch.rand(pictures, 3, 32, 32).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (pictures,))
     half = dtype_name == "bfloat16"

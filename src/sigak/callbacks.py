@@ -176,8 +176,10 @@ class EarlyStopping(_Monitor):
         if self.wait < self.patience:
             return None
         run.stop = True
-        return f"stopped early: {self.monitor} has not improved for {self.wait} epochs (best: "
-        f"epoch {self.best_epoch})"
+        return (
+            f"stopped early: {self.monitor} has not improved for {self.wait} epochs "
+            f"(best: epoch {self.best_epoch})"
+        )
 
     def on_train_end(self, run: RunState) -> None:
         if self.best_weights is not None:

@@ -66,21 +66,22 @@ def run_evaluate(values: Values) -> None:
     figures = evaluate(values.pop("checkpoint"), values.pop("data"), **values)
     if as_json:
         return _print_json(figures)
-    print(f"{figures['data']}, split {figures['split']}, {figures['count']} pictures")
+    print(f"{figures['data']}, split {figures['split']}")
     for name, value in figures.items():
-        if isinstance(value, float):
-            print(f"  {name:<12} {value:.4f}")
-    rows = [("class", "precision", "recall", "f1", "pictures")]
-    for row in figures["per_class"]:
-        precision, recall, f1 = (_share(row[k]) for k in ("precision", "recall", "f1"))
-        rows.append((row["name"], precision, recall, f1, str(row["support"])))
-    _table(rows)
+        if isinstance(value, float | int) and not isinstance(value, bool):
+            print(f"  {name:<12} {value if isinstance(value, int) else f'{value:.4f}'}")
+    if figures.get("per_class"):
+        names = list(figures["per_class"][0])
+        _table(
+            [tuple(names), *(tuple(_cell(row[n]) for n in names) for row in figures["per_class"])]
+        )
     for problem in figures["problems"]:
         _say(f"{problem['source']}: {problem['reason']} ({problem['action']})")
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _cell(value: object) -> str:
+    """A table's cell: shares to three digits, what was not measured as a dash."""
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> None:

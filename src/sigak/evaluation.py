@@ -12,6 +12,7 @@ from sigak.data import Dataset, Split
 from sigak.data.feed import Feed, Pictures
 from sigak.prediction import Assessment, Predictor, assess, load, pixels_of
 from sigak.structures import UNKNOWN, SigakError
+from sigak.tasks import Task
 
 __all__ = ["evaluate", "mistakes"]
 
@@ -89,30 +90,10 @@ def _relabel(split: Split, given: list[str], known: list[str]) -> Split:
     return Split(split.name, records, split.pixels)
 
 
-def mistakes(
-    found: Assessment, classes: list[str], feed: Feed, most: int = 24
-) -> list[dict[str, Any]]:
-    """The most confident wrong answers, with their pictures, for the report."""
-    wrong = [
-        (result, truth, position)
-        for result, truth, position in zip(
-            found.results, found.labels, found.positions, strict=True
-        )
-        if truth != UNKNOWN and result.label != classes[truth]
-    ]
-    wrong.sort(key=lambda w: (-w[0].score, w[2]))
-    wrong = wrong[:most]
-    if not wrong:
+def mistakes(found: Assessment, task: Task, feed: Feed, most: int = 24) -> list[dict[str, Any]]:
+    """The worst answers with their pictures, for the report."""
+    worst = task.mistakes(found.results, found.labels)[:most]
+    if not worst:
         return []
-    pictures = pixels_of(feed, [position for _, _, position in wrong])
-    return [
-        {
-            "source": result.source,
-            "truth": classes[truth],
-            "label": result.label,
-            "score": result.score,
-            "truth_score": float(result.scores[truth]),
-            "image": picture,
-        }
-        for (result, truth, _), picture in zip(wrong, pictures, strict=True)
-    ]
+    pictures = pixels_of(feed, [found.positions[place] for place, _ in worst])
+    return [{**facts, "image": picture} for (_, facts), picture in zip(worst, pictures)]

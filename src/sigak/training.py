@@ -114,6 +114,7 @@ class Training:
         self.files = RunFolder(self.folder)
         self.progress = Progress(visible=self.main and not options.quiet)
         self.precision = pick_precision(recipe.precision, self.device)
+        self.exact = torch.float32 if self.device.type == "mps" else torch.float64  # of sums
         self.digest = data.digest(dataset)
         self._prepare_data()
         self._prepare_network()
@@ -311,9 +312,9 @@ class Training:
 
     def _count(self, losses: Mapping[str, Tensor], weight: float) -> None:
         for name, value in losses.items():
-            total = value.detach().double() * weight
+            total = value.detach().to(self.exact) * weight
             self.sums[name] = self.sums[name] + total if name in self.sums else total
-        count = torch.tensor(float(weight), dtype=torch.float64, device=self.device)
+        count = torch.tensor(float(weight), dtype=self.exact, device=self.device)
         self.sums["count"] = self.sums["count"] + count if "count" in self.sums else count
 
     def _refuse_nan(self, number: int) -> None:
@@ -477,7 +478,7 @@ class Training:
         }
         if self.main:
             self.files.write_json("evaluation.json", evaluation)
-            wrong = mistakes(found, self.dataset.classes, feed)
+            wrong = mistakes(found, self.task, feed)
             write_report(self.folder / "report.html", story(self, name, evaluation, history, wrong))
             shown = "  ".join(f"{k} {v:.4f}" for k, v in evaluation.items() if isinstance(v, float))
             self.progress.say(f"best epoch {self.keeper.best_epoch}, measured on {name}: {shown}")

@@ -1,3 +1,3 @@
-"""Blocks that several families share (`normalize`, `fused`), and `memory`, which speeds them up."""
+"""Blocks that several families share, `normalize` and `dropout`; `memory` speeds them all up."""
 
 __all__: list[str] = []

@@ -84,6 +84,12 @@ class Task(ABC):
     def metric(self) -> Metric:
         """A fresh metric."""
 
+    def mistakes(
+        self, results: Sequence[Any], labels: Sequence[int]
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """(place in `results`, facts for the report) of the worst answers first; none by default."""
+        return []
+
     @abstractmethod
     def draw(self, image: np.ndarray, result: Any) -> np.ndarray:
         """`image` (H, W, 3) uint8 with the result drawn on it."""

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sigak import draw, losses, metrics
 from sigak.augment.pipeline import Pipeline
-from sigak.structures import Batch, Sample, SigakError
+from sigak.structures import UNKNOWN, Batch, Sample, SigakError
 from sigak.tasks import Task
 
 __all__ = ["TASK", "Accuracy", "Classification", "Classify"]
@@ -95,7 +95,7 @@ class Classify(Task):
         yield "main", {"loss": loss, "accuracy": accuracy}
 
     def predict(self, network: Callable[[Tensor], Tensor], batch: Batch) -> list[Classification]:
-        scores = self._probabilities(network(batch.images)).cpu().numpy()
+        scores = self._probabilities(network(batch.images)).numpy()
         best = scores.argmax(1)
         classes = tuple(self.classes)
         return [
@@ -105,7 +105,7 @@ class Classify(Task):
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         """(B, K) float64; double precision keeps the logarithm of a tiny probability finite."""
-        logits = logits.double()
+        logits = logits.cpu().double()
         if self.recipe.label_mode == "binary":
             positive = logits.sigmoid()
             return torch.cat([1.0 - positive, positive], 1)
@@ -113,6 +113,30 @@ class Classify(Task):
 
     def metric(self) -> Accuracy:
         return Accuracy(self.classes)
+
+    def mistakes(
+        self, results: Sequence[Classification], labels: Sequence[int]
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """The wrong answers, the most confident first."""
+        wrong = [
+            (place, result)
+            for place, (result, truth) in enumerate(zip(results, labels, strict=True))
+            if truth != UNKNOWN and result.label != self.classes[truth]
+        ]
+        wrong.sort(key=lambda found: -found[1].score)
+        return [
+            (
+                place,
+                {
+                    "source": result.source,
+                    "truth": self.classes[labels[place]],
+                    "label": result.label,
+                    "score": result.score,
+                    "truth_score": float(result.scores[labels[place]]),
+                },
+            )
+            for place, result in wrong
+        ]
 
     def draw(self, image: np.ndarray, result: Classification) -> np.ndarray:
         return draw.grid([image], [f"{result.label} {result.score:.1%}"], 1)
