@@ -245,11 +245,10 @@ def main() -> None:
     facts = {"machine": before, "load after": machine()["load"], "threads": options.threads}
     facts |= {"batch": BATCH, "pictures a round": pictures, "rows": rows}
     RESULT.write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"\n{'images per second':34s}{'median':>9s}{'best':>9s}{'ratio':>8s}")
+    columns = ["median", "best", "ratio", "median per processor second", "ratio of processor time"]
+    print("\n" + " | ".join(["images per second", *columns]))
     for row in rows:
-        print(
-            f"{row['engine']:34s}{row['median']:9.0f}{row['best']:9.0f}{row.get('ratio', 0):8.2f}"
-        )
+        print(" | ".join(str(row.get(name, "-")) for name in ["engine", *columns]))
 
 
 if __name__ == "__main__":

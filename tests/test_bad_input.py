@@ -114,7 +114,9 @@ def test_data_that_is_not_there(folder, sigak_cli):
     folder()
     refused(sigak_cli("train", "mlp", "nofolder/", *TRAIN), "nofolder does not exist")
     refused(sigak_cli("train", "mlp", "digit", *TRAIN), "did you mean digits")
-    refused(sigak_cli("train", "mlp", "mnist", *TRAIN), "mnist is not on this machine", "--download")
+    refused(
+        sigak_cli("train", "mlp", "mnist", *TRAIN), "mnist is not on this machine", "--download"
+    )
     refused(sigak_cli("data", "pets/cat"), "received no folders and 10 pictures")
     refused(sigak_cli("data", "pets/cat/0.png"), "is a file")
 

@@ -45,7 +45,7 @@ def test_tensors_and_header_come_back(tmp_path):
         "last": torch.rand(1, 4, 2, 2).to(memory_format=torch.channels_last),
         "none": torch.zeros(0, 3),
     }
-    header = {"text": "소 \" \\ \n", "number": 1e-300, "list": [1, None, True]}
+    header = {"text": '소 " \\ \n', "number": 1e-300, "list": [1, None, True]}
     files.write(tmp_path / "deep" / "x.safetensors", tensors, header)
     back, said = files.read(tmp_path / "deep" / "x.safetensors")
     assert said == header

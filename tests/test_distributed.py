@@ -1,5 +1,6 @@
 """Several processes learn what one would: the same weights, every picture counted once."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -9,7 +10,13 @@ import pytest
 import torch
 
 import sigak
+from sigak.data import load as load_data
+from sigak.data.feed import Feed, Pictures
 from sigak.io import weights as files
+from sigak.io.image import Preparation
+from sigak.recipe import Recipe
+from sigak.structures import SigakError
+from sigak.tasks import create
 
 RECIPE = {
     "epochs": 2, "batch": 64, "lr": 0.01, "optimizer": "sgd", "precision": "float32", "size": 12,
@@ -47,8 +54,6 @@ def test_two_processes_learn_what_one_does(tmp_path, run_environment):
     for name in ("loss", "val_loss", "accuracy", "val_accuracy"):
         assert history[name] == pytest.approx(one.history[name], abs=2e-3)
     evaluated = sigak.evaluate(tmp_path / "two", "digits")
-    import json
-
     counted = json.loads((tmp_path / "two" / "evaluation.json").read_text(encoding="utf-8"))
     assert counted["count"] == evaluated["count"] == 359
     assert counted["accuracy"] == evaluated["accuracy"]
@@ -60,19 +65,15 @@ def test_shares_of_an_uneven_batch_are_the_batch():
     """Every picture of every batch in exactly one process, also where a batch is smaller than
     their number.
     """
-    from sigak.data import load as load_data
-    from sigak.data.feed import Feed, Pictures
-    from sigak.io.image import Preparation
-    from sigak.recipe import Recipe
-    from sigak.tasks import create
-
     data = load_data("digits", val=0)
     few = data.splits["test"].subset(np.arange(33), "few")
     task = create("classify", data.classes, Recipe())
     pictures = Pictures(few, Preparation((8, 8), "gray"), task.collate).load()
     for seed in (None, 5):
         whole = list(Feed(pictures, batch=16, seed=seed).epoch(2))
-        shares = [list(Feed(pictures, batch=16, seed=seed, share=(r, 4)).epoch(2)) for r in range(4)]
+        shares = [
+            list(Feed(pictures, batch=16, seed=seed, share=(r, 4)).epoch(2)) for r in range(4)
+        ]
         seen = []
         for step in whole:
             parts = [s for share in shares for s in share if s.number == step.number]
@@ -86,8 +87,5 @@ def test_shares_of_an_uneven_batch_are_the_batch():
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    from sigak.data.feed import Feed
-    from sigak.structures import SigakError
-
     with pytest.raises(SigakError, match="--batch 9 cannot be shared evenly by 2 processes"):
         Feed(None, batch=9, share=(0, 2), seed=1)

@@ -81,7 +81,12 @@ print(sorted(set(sys.modules) & set({HEAVY})))
     assert fresh_python(code, "-W", "error").strip() == "[]"
 
 
-HELP = "from sigak.cli import main; import contextlib\nwith contextlib.suppress(SystemExit): main(['--help'])"
+HELP = """
+import contextlib
+from sigak.cli import main
+with contextlib.suppress(SystemExit):
+    main(["--help"])
+"""
 
 
 def test_help_is_quick():

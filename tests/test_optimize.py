@@ -90,12 +90,15 @@ def test_warmup_is_linear_and_the_schedule_has_the_rest():
 
 
 def test_freezing_leaves_the_head():
-    net = network()
-    optimize.freeze(net, net.head, frozen=True)
+    net = network().train()
+    optimize.freeze(net, net.head, frozen=True, norms=True)
     moving = {name for name, p in net.named_parameters() if p.requires_grad}
     assert moving == {"classifier.weight", "classifier.bias"}
-    optimize.freeze(net, net.head, frozen=False)
+    assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    net.train()
+    optimize.freeze(net, net.head, frozen=False, norms=False)
     assert all(p.requires_grad for p in net.parameters())
+    assert all(m.training for m in net.modules())
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])

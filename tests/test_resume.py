@@ -1,6 +1,7 @@
 """A run that is killed at any moment and resumed ends exactly as one that was never cut off."""
 
 import csv
+import functools
 import json
 import os
 import random
@@ -10,16 +11,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 
 import sigak
+from sigak import data
 from sigak.structures import SigakError
+from sigak.training import Training
 
 # Everything that has a state or draws random numbers; two blocks keep it small.
 RECIPE = {
-    "epochs": 5, "batch": 64, "lr": 0.01, "optimizer": "sgd", "momentum": 0.9, "schedule": "cosine",
-    "warmup": 0.5, "ema": 0.95, "l2": 1e-3, "augment": "shift=0.1,rotate=5,noise=0.02,mixup=0.2",
+    "epochs": 4, "batch": 128, "lr": 0.01, "optimizer": "sgd", "momentum": 0.9,
+    "schedule": "cosine", "warmup": 0.5, "ema": 0.95, "l2": 1e-3,
+    "augment": "shift=0.1,rotate=5,noise=0.02,mixup=0.2",
     "size": 8, "color": "gray", "save_every": 0.0, "early_stop": 4, "reduce_lr": 2, "quiet": True,
     "precision": "float32", "seed": 3,
 }  # fmt: skip
@@ -95,8 +100,6 @@ class Cut(Exception):  # noqa: N818 - an event, not an error
 
 def cut_after(monkeypatch, steps):
     """Let a training take `steps` more steps, save its state, and end it."""
-    from sigak.training import Training
-
     original, done = Training._train_step, []
 
     def step(self, item):
@@ -108,9 +111,18 @@ def cut_after(monkeypatch, steps):
     monkeypatch.setattr(Training, "_train_step", step)
 
 
+@functools.cache
+def few_digits():
+    """Enough for three steps an epoch, the last one uneven."""
+    whole = data.load("digits")
+    sizes = {"train": 130, "val": 30, "test": 30}
+    splits = {name: whole.splits[name].subset(np.arange(n), name) for name, n in sizes.items()}
+    return data.Dataset("few", whole.classes, splits, whole.color)
+
+
 def trained(name, tmp_path, **changes):
     return sigak.train(
-        "vgg3-dropout-bn", "digits", **RECIPE | {"epochs": 2, "batch": 512} | changes,
+        "vgg3-dropout-bn", few_digits(), **RECIPE | {"epochs": 2, "batch": 48} | changes,
         **({"out": str(tmp_path / name)} if "resume" not in changes else {}),
     )  # fmt: skip
 

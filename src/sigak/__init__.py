@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sigak.data import Dataset
     from sigak.data import load as load_data
     from sigak.evaluation import evaluate
+    from sigak.lab import compare
     from sigak.models import create, names
     from sigak.prediction import load, predict
     from sigak.recipe import Recipe
@@ -34,6 +35,7 @@ _PUBLIC = {
     "Recipe": ("sigak.recipe", "Recipe"),
     "Sample": ("sigak.structures", "Sample"),
     "SigakError": ("sigak.structures", "SigakError"),
+    "compare": ("sigak.lab", "compare"),
     "create": ("sigak.models", "create"),
     "evaluate": ("sigak.evaluation", "evaluate"),
     "load": ("sigak.prediction", "load"),
@@ -51,6 +53,7 @@ __all__ = [
     "Recipe",
     "Sample",
     "SigakError",
+    "compare",
     "create",
     "evaluate",
     "load",

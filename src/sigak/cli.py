@@ -23,6 +23,7 @@ __all__ = [
     "Evaluate",
     "Image",
     "Import",
+    "Lab",
     "Models",
     "Parser",
     "Predict",
@@ -46,6 +47,24 @@ class Train:
     model: str = _arg("a name of `sigak models`")
     data: str = _arg(
         "a folder of class folders, or digits, mnist, fashion-mnist, cifar10, cifar100, ..."
+    )
+
+
+@dataclass(kw_only=True)
+class Lab:
+    """Train several networks on the same data and compare them; the same command again goes on
+    where it stopped.
+    """
+
+    data: str = _arg("as for train")
+    models: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "names of `sigak models`; none: the ten networks of the lab, vgg1 to "
+            "vgg3-dropout-l2-bn",
+            "positional": True,
+            "many": True,
+        },
     )
 
 
@@ -151,6 +170,7 @@ class Augment:
 
 VERBS: dict[str, tuple[type, ...]] = {
     "train": (Train, Recipe, Options),
+    "lab": (Lab, Recipe, Options),
     "evaluate": (Evaluate,),
     "predict": (Predict,),
     "models": (Models,),
@@ -236,8 +256,8 @@ def _parser() -> Parser:
         doc = (kinds[0].__doc__ or "").strip()
         parser = verbs.add_parser(name, help=doc, description=doc, allow_abbrev=False)
         for kind in kinds:
-            _add(parser, kind, sparse=name == "train")
-        if name == "train":
+            _add(parser, kind, sparse=Recipe in kinds)
+        if Recipe in kinds:
             parser.add_argument("--json", action="store_true", help="print JSON")
         if name == "image":
             parser.add_argument("--list-steps", action="store_true", help="list the steps")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sigak import models
-from sigak.errors import SigakError
+from sigak.errors import Failure, SigakError
 
 __all__ = [
     "run_augment",
@@ -20,6 +21,7 @@ __all__ = [
     "run_evaluate",
     "run_image",
     "run_import",
+    "run_lab",
     "run_models",
     "run_predict",
     "run_train",
@@ -56,6 +58,28 @@ def run_train(values: Values) -> None:
                 "evaluation": run.evaluation,
             }
         )
+
+
+def run_lab(values: Values) -> None:
+    """`sigak lab`"""
+    from sigak.lab import compare
+
+    as_json = values.pop("json")
+    found = compare(values.pop("data"), values.pop("models"), **values)
+    if as_json:
+        _print_json(found.asdict())
+    else:
+        keys = ("train_accuracy", "val_accuracy", "test_accuracy", "gap")
+        rows = [
+            (row.model, f"{row.parameters:,}", *(_cell(getattr(row, key)) for key in keys))
+            for row in found.rows
+        ]
+        _table([("network", "parameters", "train", "val", "test", "gap"), *rows])
+        print("\n".join(["", *found.findings, found.advice]))
+    _say(f"comparison {found.folder / 'comparison.html'}")
+    if found.failures:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.failures.items())
+        raise Failure(f"{len(found.failures)} networks could not be trained. {reasons}")
 
 
 def run_evaluate(values: Values) -> None:
@@ -176,6 +200,7 @@ def _model_facts(name: str) -> dict[str, Any]:
         ],
         "paper": row.paper,
         "licence": row.licence,
+        "note": row.note,
     }
 
 
@@ -226,11 +251,24 @@ def run_image(values: Values) -> None:
         return None
     out = Path(values["out"])
     several = len(found) > 1 or not out.suffix
-    for name, thing in found:
-        target = out / f"{Path(name).stem}.png" if several else out
+    targets = _places([name for name, _ in found], out) if several else [out]
+    for (name, thing), target in zip(found, targets, strict=True):
         image.save(target, steps.run(image.read_as_is(thing), chain))
         _say(f"{name} -> {target}")
     return None
+
+
+def _places(sources: list[str], out: Path) -> list[Path]:
+    """A PNG below `out` for each file, in the folders they lie in, no two the same."""
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(source)) for source in sources])
+    places: dict[Path, None] = {}
+    for source in sources:
+        inside = out / os.path.relpath(source, root)
+        place, number = inside.with_suffix(".png"), 2
+        while place in places:  # a.jpg beside a.bmp
+            place, number = inside.with_name(f"{inside.stem}-{number}.png"), number + 1
+        places[place] = None
+    return list(places)
 
 
 def run_import(values: Values) -> None:

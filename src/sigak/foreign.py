@@ -4,6 +4,7 @@ fit.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +113,15 @@ def adopt(
     path: str | Path, name: str, *, classes: list[str] | None, out: str | Path, **arguments: Any
 ) -> Path:
     """Turn foreign weights into a checkpoint of ours at `out`. classes: names in label order, else
-    0, 1, 2, ...
+    those of the published file that this is, else 0, 1, 2, ...
     """
     row = models.entry(name)
     built = models.arguments(name, classes=len(classes) if classes else None, **arguments)
     network = row.build(**built)
     models.try_out(name, network, built)
     load_into(network, row, Path(path))
-    labels = classes or [str(i) for i in range(built["classes"])]
+    labels = classes or _published_names(row, Path(path))
+    labels = labels or [str(i) for i in range(built["classes"])]
     color = {1: "gray", 3: "rgb", 4: "rgba"}[built["channels"]]
     preparation = {"size": list(built["size"]), "color": color, "fit": row.input.fit, "steps": []}
     header = files.header(
@@ -127,3 +129,13 @@ def adopt(
     )
     files.write(Path(out), network.state_dict(), header)
     return Path(out)
+
+
+def _published_names(row: Entry, path: Path) -> list[str]:
+    """The class names of the published weights that the file is, byte for byte; else none."""
+    named = [w for w in row.weights if w.names]
+    if not named:
+        return []
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return next((list(w.names) for w in named if digest.startswith(w.sha256)), [])

@@ -29,7 +29,9 @@ __all__ = [
     "RESUME",
     "RunFolder",
     "choose_folder",
+    "data_word",
     "described",
+    "flags",
     "repeat_command",
     "resumed",
     "story",
@@ -64,14 +66,23 @@ def resumed(resume: str, model: str, said: Mapping[str, Any]) -> dict[str, Any] 
 
 def repeat_command(model: str, dataset: object, changes: Mapping[str, Any]) -> str:
     """The command line that repeats a run."""
-    spec = getattr(dataset, "root", None) or getattr(dataset, "name", dataset)
-    words = ["sigak", "train", model, shlex.quote(str(spec))]
+    return " ".join(["sigak", "train", model, data_word(dataset), *flags(changes)])
+
+
+def data_word(dataset: object) -> str:
+    """A data set as the command line names it, for a POSIX shell."""
+    return shlex.quote(str(getattr(dataset, "root", None) or getattr(dataset, "name", dataset)))
+
+
+def flags(changes: Mapping[str, Any]) -> list[str]:
+    """Changes of recipe and options as the command line's words, but for where the run lies."""
+    words: list[str] = []
     for name, value in changes.items():
         if value is False or name in ("out", "resume", "quiet"):
             continue
         flag = "--" + name.replace("_", "-")
         words += [flag] if value is True else [flag, shlex.quote(str(value))]
-    return " ".join(words)
+    return words
 
 
 def choose_folder(options: Options, model: str, dataset: str) -> Path:

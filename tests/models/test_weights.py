@@ -118,7 +118,9 @@ def test_timm_weights_give_timm_answers(tmp_path):
     torch.manual_seed(4)
     theirs = timm.create_model("test_resnet").eval()
     save_file(theirs.state_dict(), tmp_path / "t.safetensors")
-    predictor = adopted(tmp_path / "t.safetensors", tmp_path, "test_resnet", classes=None, size=None)
+    predictor = adopted(
+        tmp_path / "t.safetensors", tmp_path, "test_resnet", classes=None, size=None
+    )
     config = timm.get_pretrained_cfg("test_resnet")
     images = torch.rand(2, *config.input_size)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (config.mean, config.std))

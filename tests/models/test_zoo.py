@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,39 +11,45 @@ from torch import nn
 
 from sigak import models
 from sigak.io import weights as files
-from sigak.models import lab, lenet, mlp, timm_nets, torchvision_nets
+from sigak.models import lab, timm_nets, torchvision_nets
 from sigak.models._entry import count_parameters
 from sigak.structures import SigakError
 from sigak.summary import summarize
 
-OURS = [*mlp.MODELS, *lenet.MODELS, *lab.MODELS, *torchvision_nets.MODELS]
-# One of each kind: plain, residual, inverted residual, attention, mixer, window, tokens off, hybrid.
+FAMILIES = [import_module(f"sigak.models.{f}") for f in models.FAMILIES if f != "timm_nets"]
+OURS = list(dict.fromkeys(name for family in FAMILIES for name in family.MODELS))
+# Side of the small picture that one network of each kind is tried with.
 KINDS = {
     "resnet18": 64, "mobilenetv3_small_050": 64, "efficientnet_b0": 64, "vit_tiny_patch16_224": 32,
     "mixer_s32_224": 64, "convnext_atto": 64, "test_resnet": 32, "test_vit": 32, "test_byobnet": 32,
     "test_nfnet": 32, "lcnet_035": 64, "ghostnet_100": 64,
 }  # fmt: skip
-# The others of both lists take minutes together and run with the slow tests.
-QUICK = (
-    "mlp", "lenet5", "vgg1", "vgg3", "vgg3-dropout-l2-bn", "squeezenet1_1", "lcnet_035",
-    "test_resnet", "test_vit", "test_byobnet",
-)  # fmt: skip
-# A network that lives with one size only, or learns nothing it can be told to learn.
-SKIP = {"mixer_s32_224": {"tiny": "its mixing layer is as long as its own picture has patches"}}
+# The smallest of each family, and a few more; the others take minutes together and run with the
+# slow tests.
+QUICK = {
+    *(min(f.MODELS.items(), key=lambda item: item[1].parameters)[0] for f in FAMILIES),
+    "vgg1", "vgg3-dropout-l2-bn", "lcnet_035", "test_resnet", "test_vit", "test_byobnet",
+}  # fmt: skip
+# Its mixing layers are as long as its own pictures have patches.
+ONE_SIZE = ("mixer_s32_224",)
 BOTH = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in (*OURS, *KINDS)
 ]
 
 
-def tiny(name, classes=3, **changes):
-    """A small form of `name`, in evaluation mode, and a batch of 4 pictures for it."""
-    row = models.entry(name)
-    if name in KINDS and name not in SKIP:
+def small(name, classes=3, **changes):
+    """The arguments of a small form of `name`."""
+    if name in KINDS and name not in ONE_SIZE:
         changes = {"size": (KINDS[name],) * 2} | changes
-    built = models.arguments(name, classes=classes, **row.tiny | changes)
+    return models.arguments(name, classes=classes, **models.entry(name).tiny | changes)
+
+
+def tiny(name, **changes):
+    """A small form of `name`, in evaluation mode, and a batch of 4 pictures for it."""
+    built = small(name, **changes)
     torch.manual_seed(0)
-    network = row.build(**built).eval()
+    network = models.entry(name).build(**built).eval()
     images = torch.rand(4, built["channels"], *built["size"])
     return network, images.to(memory_format=torch.channels_last)
 
@@ -72,9 +79,9 @@ def test_the_lab_counts_are_those_of_keras():
 
 
 # 26 more from all over the table.
-SAMPLED = [
-    name for name in sorted(timm_nets.MODELS) if timm_nets.MODELS[name].parameters[0] < 3e7
-][::40]
+SAMPLED = [name for name in sorted(timm_nets.MODELS) if timm_nets.MODELS[name].parameters[0] < 3e7][
+    ::40
+]
 
 
 @pytest.mark.parametrize("name", [*KINDS, *SAMPLED])
@@ -135,15 +142,11 @@ def test_learning(name):
 @pytest.mark.parametrize("name", BOTH)
 def test_a_checkpoint_holds_everything(name, tmp_path):
     network, images = tiny(name)
-    row = models.entry(name)
-    changes = dict(row.tiny)
-    if name in KINDS and name not in SKIP:
-        changes["size"] = (KINDS[name],) * 2
-    built = models.arguments(name, classes=3, **changes)
-    files.write(tmp_path / "x.safetensors", network.state_dict(), {"arguments": built})
+    said = {"arguments": small(name)}
+    files.write(tmp_path / "x.safetensors", network.state_dict(), said)
     tensors, header = files.read(tmp_path / "x.safetensors")
     torch.manual_seed(1)
-    again = row.build(**header["arguments"]).eval()
+    again = models.entry(name).build(**header["arguments"]).eval()
     again.load_state_dict(tensors, strict=True)
     with torch.no_grad():
         assert torch.equal(network(images), again(images))
@@ -233,10 +236,11 @@ def test_the_lab_begins_he_uniform():
 
 
 def test_the_lab_normalises_as_keras_does():
-    norms = [m for m in models.create("vgg3-dropout-bn").modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d))]  # fmt: skip
+    parts = list(models.create("vgg3-dropout-bn").modules())
+    norms = [m for m in parts if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]
     assert len(norms) == 7
     assert {(m.eps, m.momentum) for m in norms} == {(1e-3, 0.01)}
-    rates = [m.p for m in models.create("vgg3-dropout-bn").modules() if isinstance(m, nn.Dropout)]
+    rates = [m.p for m in parts if isinstance(m, nn.Dropout)]
     assert rates == [0.2, 0.3, 0.4, 0.5]
 
 

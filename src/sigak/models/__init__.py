@@ -26,6 +26,12 @@ FAMILIES = (
     "lenet",
     "lab",
     "torchvision_nets",
+    "resnet_cifar",
+    "darknet",
+    "shufflenet",
+    "mobilenet",
+    "nasnet",
+    "classics",
     "timm_nets",
 )
 

@@ -32,7 +32,8 @@ class Weights:
     """One set of published weights.
 
     url and sha256 (whole, or the leading digits the publisher gives); `convert` maps the file's
-    state dict to ours.
+    state dict to ours; `names` the class names in label order, where they are few and the file
+    does not hold them (this needs the sha256, by which the file is known).
     """
 
     tag: str
@@ -43,6 +44,7 @@ class Weights:
     classes: int
     score: dict[str, float] = field(default_factory=dict)
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Entry:
     `build(classes=, channels=, size=, mean=, std=, **args)` returns the network. `parameters` is
     (total, trainable) at the default input with `classes` outputs, total counting batch-norm
     statistics as Keras does. `tiny` holds build arguments of a small form for tests; `recipe`
-    changes of the training defaults; `skip` {check: reason} of the zoo checklist.
+    changes of the training defaults; `skip` {check: reason} of the zoo checklist; `note` what a
+    user should know of this form, such as how its count differs from a namesake elsewhere.
     """
 
     build: Callable[..., nn.Module]
@@ -67,6 +70,7 @@ class Entry:
     licence: str = "Apache-2.0"
     recipe: dict[str, Any] = field(default_factory=dict)
     skip: dict[str, str] = field(default_factory=dict)
+    note: str = ""
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:

@@ -1,24 +1,28 @@
-"""The report of a run: one HTML file that holds everything it shows and asks nothing of a network.
+"""Reports: one HTML file that holds everything it shows and asks nothing of a network.
 
-`write` takes a plain dict, so that the report knows no other room and any of them can feed it.
+`write` tells of one run, `write_comparison` of several. Both take a plain dict, so that the report knows no other room and any of them can feed it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sigak.report import _results, _setup
+from sigak.report import _comparison, _results, _setup
 from sigak.report._diagnosis import diagnose
 from sigak.report._markup import Markup, join, tag
 from sigak.report._style import STYLE
 from sigak.structures import SigakError
 
-__all__ = ["diagnose", "write"]
+__all__ = ["diagnose", "write", "write_comparison"]
 
-_SECTIONS: tuple[tuple[str, Callable[[Mapping[str, Any]], Markup]], ...] = (
+# (name in the navigation, what builds it); the first stands above the others, without a name.
+_Sections = Sequence[tuple[str, Callable[[Mapping[str, Any]], Markup]]]
+
+_RUN: _Sections = (
+    ("", _results.headline),
     ("Learning", _results.learning),
     ("Mistakes", _results.mistakes),
     ("Confusion", _results.confusion),
@@ -28,6 +32,16 @@ _SECTIONS: tuple[tuple[str, Callable[[Mapping[str, Any]], Markup]], ...] = (
     ("Samples", _setup.samples),
     ("Problems", _setup.problems),
     ("Recipe", _setup.recipe),
+    ("Environment", _setup.environment),
+)
+_COMPARISON: _Sections = (
+    ("", _comparison.headline),
+    ("Networks", _comparison.networks),
+    ("Failures", _comparison.failures),
+    ("Learning", _comparison.learning),
+    ("Effects", _comparison.effects),
+    ("Diagnosis", _comparison.diagnosis),
+    ("Setup", _comparison.setup),
     ("Environment", _setup.environment),
 )
 # The page may show its own styles and pictures and nothing else: no script, no network.
@@ -50,12 +64,35 @@ def write(path: str | Path, run: Mapping[str, Any]) -> Path:
 
     Raises SigakError where `path` is a folder or an image is no uint8 picture.
     """
+    return _save(path, _page(run, _RUN, "Report of a run"))
+
+
+def write_comparison(path: str | Path, comparison: Mapping[str, Any]) -> Path:
+    """Write several runs on the same data side by side to the HTML file `path`; gives the path.
+
+    Keys of `comparison`, of which any but models may be missing or None: title str; models, one
+    dict a network {model, parameters, epochs, best_epoch, train_accuracy, val_accuracy,
+    test_accuracy, gap, seconds, images_per_second, history, diagnosis, published {accuracy,
+    epochs, note}, report (a link)}; chosen, the model to take, and advice, why; effects [{what,
+    model, against, before, after, change, margin, verdict,
+    published}], measured_on the split they were
+    measured on, and findings [str], what they say; failures [{model, reason}]; data {name,
+    classes, counts}; command str; environment {name: value}.
+
+    Accuracies are shares; history is what `diagnose` takes. Raises SigakError where `path` is a
+    folder.
+    """
+    return _save(path, _page(comparison, _COMPARISON, "Comparison"))
+
+
+def _save(path: str | Path, page: Markup) -> Path:
+    """Replace the file whole, or not at all."""
     target = Path(path)
     if target.is_dir():
         raise SigakError(f"a report is one file, but {target} is a folder: add a name.html to it")
     target.parent.mkdir(parents=True, exist_ok=True)
     # Names of files may hold what UTF-8 cannot; those are shown as escapes.
-    content = ("<!doctype html>\n" + _page(run) + "\n").encode("utf-8", "backslashreplace")
+    content = ("<!doctype html>\n" + page + "\n").encode("utf-8", "backslashreplace")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content)
@@ -65,11 +102,10 @@ def write(path: str | Path, run: Mapping[str, Any]) -> Path:
     return target
 
 
-def _page(run: Mapping[str, Any]) -> Markup:
-    title = str(run.get("title") or "Report of a run")
-    built = [(name, build(run)) for name, build in _SECTIONS]
-    shown = [(name, content) for name, content in built if content]
-    links = (tag("a", name, href=f"#{name.lower()}") for name, _ in shown)
+def _page(told: Mapping[str, Any], sections: _Sections, untitled: str) -> Markup:
+    title = str(told.get("title") or untitled)
+    built = [(name, build(told)) for name, build in sections]
+    links = (tag("a", name, href=f"#{name.lower()}") for name, part in built if name and part)
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -81,8 +117,7 @@ def _page(run: Mapping[str, Any]) -> Markup:
     body = tag(
         "body",
         tag("header", tag("h1", title), tag("nav", *links)),
-        _results.headline(run),
-        join(content for _, content in shown),
+        join(part for _, part in built),
         tag("footer", "Written by sigak. This file holds everything it shows."),
     )
     return tag("html", head, body, lang="en")

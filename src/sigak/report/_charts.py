@@ -14,7 +14,7 @@ from sigak.report._parts import NBSP, percent
 from sigak.report._pictures import picture
 from sigak.report._style import ACCENT
 
-__all__ = ["Line", "curves", "heat_map", "reliability"]
+__all__ = ["Line", "curves", "heat_map", "legend", "reliability"]
 
 _WIDTH, _HEIGHT = 440, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 18, 20, 40  # margins around the axes
@@ -53,8 +53,10 @@ def curves(
     lines: Sequence[Line],
     best: int | None = None,
     share: bool = False,
+    named: bool = True,
 ) -> Markup:
-    """Lines over epochs, the best one marked; `share` writes values in per cent.
+    """Lines over epochs, the best one marked; `share` writes values in per cent, `named` puts the
+    names of several lines above them.
 
     Empty where no value is known, or one epoch only.
     """
@@ -67,10 +69,10 @@ def curves(
     axes = _Axes((epochs[0], epochs[-1]), (ticks[0], ticks[-1]))
     clear = epochs[0] + (epochs[-1] - epochs[0]) / 20  # of the text of the first epoch
     steps = [t for t in _ticks(*axes.x, least=1) if clear < t <= epochs[-1]]
-    legend = [_legend(line.name, line.style) for line in lines] if len(lines) > 1 else []
+    keys = [legend(line.name, line.style) for line in lines] if named and len(lines) > 1 else []
     return tag(
         "figure",
-        tag("figcaption", tag("b", title), *legend),
+        tag("figcaption", tag("b", title), *keys),
         _canvas(
             f"{title} over epochs",
             _grid(
@@ -112,7 +114,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
         tag("text", "pictures", x=_LEFT - 8, y=strip, class_="end"),
         height=strip + 4,
     )
-    keys = (_legend("accuracy", "main"), _legend("perfect calibration", "dashed"))
+    keys = (legend("accuracy", "main"), legend("perfect calibration", "dashed"))
     return tag("figure", tag("figcaption", *keys), diagram)
 
 
@@ -156,7 +158,8 @@ def _grid(axes: _Axes, xs: Sequence[tuple[float, str]], ys: Sequence[tuple[float
     return join(parts)
 
 
-def _legend(name: str, style: str) -> Markup:
+def legend(name: str, style: str) -> Markup:
+    """A line's stroke in small, and its name."""
     return tag("span", tag("i", class_=f"key {style}"), name, class_="legend")
 
 

@@ -15,10 +15,12 @@ __all__ = [
     "DASH",
     "NBSP",
     "bar",
+    "card",
     "class_name",
     "duration",
     "facts",
     "folded",
+    "interval",
     "number",
     "percent",
     "plain",
@@ -37,9 +39,17 @@ def section(name: str, title: str, *content: object) -> Markup:
     return tag("section", tag("h2", title), *content, id=name)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
-    """A table that fills its column and scrolls sideways where it must; numbers to the right."""
-    numeric = [bool(rows) and isinstance(value, int | float) for value in rows[0]] if rows else []
+def table(
+    headers: Sequence[object],
+    rows: Sequence[Sequence[object]],
+    numeric: Sequence[bool] | None = None,
+) -> Markup:
+    """A table that fills its column and scrolls sideways where it must.
+
+    numeric: which columns stand to the right; by default those whose first value is a number.
+    """
+    if numeric is None:
+        numeric = [isinstance(value, int | float) for value in rows[0]] if rows else []
     style = ["number" if n else None for n in numeric] or [None] * len(headers)
     head = tag("tr", *(tag("th", h, scope="col", class_=s) for h, s in zip(headers, style)))
     body = (
@@ -76,6 +86,30 @@ def facts(values: Mapping[str, object]) -> Markup:
         ),
         class_="facts",
     )
+
+
+def card(value: str, name: str, note: str = "") -> Markup | None:
+    """One figure; none where the value is a dash."""
+    if value == DASH:
+        return None
+    return tag(
+        "div",
+        tag("b", value),
+        tag("span", name.strip()),
+        tag("span", note) if note else None,
+        class_="card",
+    )
+
+
+def interval(share: float | None, count: int | None) -> str:
+    """The 95 % interval of a share that so many pictures allow (Wilson 1927), in per cent."""
+    if share is None or not count:
+        return ""
+    z = 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    spread = z / (1 + z * z / count)
+    spread *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return f"{100 * (middle - spread):.1f}–{100 * (middle + spread):.1f} (95{NBSP}%)"
 
 
 def bar(share: float | None) -> Markup:

@@ -18,10 +18,12 @@ from sigak.report._parts import (
     DASH,
     NBSP,
     bar,
+    card,
     class_name,
     duration,
     facts,
     folded,
+    interval,
     number,
     percent,
     section,
@@ -56,14 +58,18 @@ def headline(run: Run) -> Markup:
     epochs = len(history.get("loss") or [])
     seconds, best = run.get("seconds"), run.get("best_epoch")
     cards = [
-        _card(percent(found.get("accuracy")), f"{where} accuracy", _interval(found)),
-        _card(percent(found.get("top5")), f"{where} top-5 accuracy"),
-        _card(number(found.get("loss")), f"{where} loss"),
-        _card(number(best), "best epoch", f"of {epochs}" if epochs else ""),
-        _card(DASH if seconds is None else duration(seconds), "training time"),
-        _card(number(run.get("images_per_second")), "images per second"),
+        card(
+            percent(found.get("accuracy")),
+            f"{where} accuracy",
+            interval(found.get("accuracy"), found.get("count")),
+        ),
+        card(percent(found.get("top5")), f"{where} top-5 accuracy"),
+        card(number(found.get("loss")), f"{where} loss"),
+        card(number(best), "best epoch", f"of {epochs}" if epochs else ""),
+        card(DASH if seconds is None else duration(seconds), "training time"),
+        card(number(run.get("images_per_second")), "images per second"),
     ]
-    shown = [card for card in cards if card]
+    shown = [c for c in cards if c]
     return tag("div", *shown, class_="cards") if shown else Markup()
 
 
@@ -202,31 +208,6 @@ def _best_epoch(
         if key != "epoch" and series and len(series) > place
     }
     return tag("div", tag("h3", f"Epoch {best}, the best"), facts(values), class_="rest")
-
-
-def _card(value: str, name: str, note: str = "") -> Markup | None:
-    """One figure; none where the value is a dash."""
-    if value == DASH:
-        return None
-    return tag(
-        "div",
-        tag("b", value),
-        tag("span", name.strip()),
-        tag("span", note) if note else None,
-        class_="card",
-    )
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    """The 95 % interval of the accuracy that so many pictures allow (Wilson 1927)."""
-    accuracy, count = found.get("accuracy"), found.get("count")
-    if accuracy is None or not count:
-        return ""
-    z = 1.96
-    middle = (accuracy + z * z / (2 * count)) / (1 + z * z / count)
-    spread = z / (1 + z * z / count)
-    spread *= math.sqrt(accuracy * (1 - accuracy) / count + z * z / (4 * count * count))
-    return f"{100 * (middle - spread):.1f}–{100 * (middle + spread):.1f} (95{NBSP}%)"
 
 
 def _mistake(mistake: Mapping[str, Any], run: Run) -> Markup:

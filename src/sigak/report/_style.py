@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["ACCENT", "STYLE"]
+__all__ = ["ACCENT", "HUES", "STYLE"]
 
 ACCENT = (64, 130, 246)  # where a picture needs the colour as numbers; it serves both themes
+
+HUES = 10  # of lines that share a chart: the classes hue0, hue1, ...
 
 STYLE = """
 :root {
@@ -55,6 +57,10 @@ figcaption > b { color: var(--ink); font-size: 14px; }
   margin-bottom: 28px; padding: 14px 18px; max-width: none; background: var(--card);
   border-left: 4px solid rgb(var(--accent)); border-radius: 4px 10px 10px 4px; font-size: 16px;
 }
+.verdict.below { margin: 12px 0 0; }
+.after { margin-top: 12px; }
+.legends { display: flex; flex-wrap: wrap; gap: 4px 20px; max-width: none; font-size: 13px; }
+.name { white-space: nowrap; }
 .pair {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr));
   gap: 28px 32px; align-items: start;
@@ -66,6 +72,13 @@ figcaption > b { color: var(--ink); font-size: 14px; }
 .legend { display: inline-flex; align-items: center; gap: 6px; }
 .key { width: 16px; height: 3px; border-radius: 2px; background: var(--other); }
 .key.main { background: rgb(var(--accent)); }
+.key[class*=hue] { background: var(--hue); }
+.key.broken {
+  background: repeating-linear-gradient(90deg, var(--hue) 0 6px, transparent 6px 10px);
+}
+.key.dotted {
+  background: repeating-linear-gradient(90deg, var(--hue) 0 3px, transparent 3px 6px);
+}
 .key.dashed {
   height: 2px; background: repeating-linear-gradient(90deg, var(--ink) 0 4px, transparent 4px 6px);
 }
@@ -75,10 +88,17 @@ svg .end { text-anchor: end; }
 svg .middle { text-anchor: middle; }
 .grid { stroke: var(--line); }
 .best { stroke: var(--soft); stroke-dasharray: 3 3; }
-.line path { fill: none; stroke: var(--other); stroke-width: 2; stroke-linejoin: round; }
-.line circle { fill: var(--other); stroke: var(--page); }
+.hue0 { --hue: #868e96; } .hue1 { --hue: #b98a00; } .hue2 { --hue: #2f6fed; }
+.hue3 { --hue: #e8590c; } .hue4 { --hue: #c2255c; } .hue5 { --hue: #2b9348; }
+.hue6 { --hue: #8e44ec; } .hue7 { --hue: #0c9aa8; } .hue8 { --hue: #a05a2c; }
+.hue9 { --hue: var(--ink); }
+.line path { fill: none; stroke: var(--hue, var(--other)); stroke-width: 2; stroke-linejoin: round; }
+.line circle { fill: var(--hue, var(--other)); stroke: var(--page); }
 .line.main path { stroke: rgb(var(--accent)); }
 .line.main circle { fill: rgb(var(--accent)); }
+.line.broken path { stroke-dasharray: 7 3; }
+.line.dotted path { stroke-dasharray: 2 3; }
+.line[class*=hue]:hover path { stroke-width: 4; }
 .dots circle { opacity: 0; }
 .few circle, .dots circle:hover { opacity: 1; }
 .bar { fill: rgb(var(--accent) / .75); }

@@ -87,7 +87,7 @@ class Task(ABC):
     def mistakes(
         self, results: Sequence[Any], labels: Sequence[int]
     ) -> list[tuple[int, dict[str, Any]]]:
-        """(place in `results`, facts for the report) of the worst answers first; none by default."""
+        """(place in `results`, facts for the report), the worst answer first; none by default."""
         return []
 
     @abstractmethod
