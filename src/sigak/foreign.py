@@ -16,7 +16,7 @@ from sigak.io.download import cache_folder, download
 from sigak.models._entry import Entry, Weights
 from sigak.structures import SigakError
 
-__all__ = ["adopt", "fetch", "load_into"]
+__all__ = ["adopt", "fetch", "load_into", "start_from"]
 
 
 def fetch(name: str, tag: str = "", *, allow_download: bool = False) -> tuple[Path, Weights]:
@@ -45,6 +45,18 @@ def fetch(name: str, tag: str = "", *, allow_download: bool = False) -> tuple[Pa
             )
         download(chosen.url, path, sha256=chosen.sha256 or None)
     return path, chosen
+
+
+def start_from(network: nn.Module, name: str, source: str, *, allow_download: bool) -> str:
+    """Load a file, a tag of `name`'s published weights, or "default", all but a head of another
+    shape; returns a sentence that says what was loaded.
+    """
+    path = Path(source)
+    if not path.is_file():
+        tag = "" if source == "default" else source
+        path, _ = fetch(name, tag, allow_download=allow_download)
+    fresh = load_into(network, models.entry(name), path, head=network.head)  # type: ignore[arg-type]
+    return f"weights from {path}; {len(fresh)} tensors of the head start fresh"
 
 
 def load_into(

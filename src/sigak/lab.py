@@ -163,7 +163,7 @@ class Comparison:
     @property
     def findings(self) -> list[str]:
         """The effects in words."""
-        return _findings(self.effects, self.measured_on)
+        return [*_unfinished(self.rows), *_findings(self.effects, self.measured_on)]
 
     @property
     def chosen(self) -> str:
@@ -344,10 +344,11 @@ def _row(files: RunFolder, published: Published | None) -> Row:
     predictor = load(files.path, device="cpu")
     total, trainable = count_parameters(predictor.network)
     measured = _read(files.path / "evaluation.json")
-    train_accuracy = _read(files.path / _TRAIN).get("accuracy")
-    val_accuracy = _finite(predictor.header["scores"].get("val_accuracy"))
-    test_accuracy = measured.get("accuracy") if measured["split"] == "test" else None
-    held_out = test_accuracy if val_accuracy is None else val_accuracy
+    accuracies = {
+        "train": _read(files.path / _TRAIN).get("accuracy"),
+        "val": _finite(predictor.header["scores"].get("val_accuracy")),
+        "test": measured.get("accuracy") if measured["split"] == "test" else None,
+    }
     rates = sorted(epoch["images_per_second"] for epoch in epochs)
     return Row(
         model=header["model"],
@@ -355,10 +356,8 @@ def _row(files: RunFolder, published: Published | None) -> Row:
         trainable=trainable,
         epochs=len(epochs),
         best_epoch=state["callbacks"][0][1]["best_epoch"],
-        train_accuracy=train_accuracy,
-        val_accuracy=val_accuracy,
-        test_accuracy=test_accuracy,
-        gap=None if None in (train_accuracy, held_out) else train_accuracy - held_out,
+        **{f"{split}_accuracy": value for split, value in accuracies.items()},
+        gap=_gap(accuracies),
         seconds=sum(epoch["seconds"] for epoch in epochs),
         images_per_second=rates[len(rates) // 2],
         history=history,
@@ -366,6 +365,12 @@ def _row(files: RunFolder, published: Published | None) -> Row:
         published=published,
         report=f"{files.path.name}/report.html",
     )
+
+
+def _gap(accuracies: Mapping[str, float | None]) -> float | None:
+    train, val, test = (accuracies[split] for split in ("train", "val", "test"))
+    held_out = test if val is None else val
+    return None if train is None or held_out is None else train - held_out
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -405,6 +410,19 @@ def _effects(rows: Sequence[Row], split: str, count: int) -> list[Effect]:
         theirs = new.published.accuracy - old.published.accuracy if same else None  # type: ignore[union-attr]
         found.append(Effect(what, model, against, before, after, change, margin, verdict, theirs))
     return found
+
+
+def _unfinished(rows: Sequence[Row]) -> list[str]:
+    """A warning where most networks were still learning when their training ended."""
+    late = sum(row.best_epoch == row.epochs for row in rows)
+    if len(rows) < 2 or 2 * late <= len(rows):
+        return []
+    longer = 2 * max(row.epochs for row in rows)
+    return [
+        f"{late} of {len(rows)} networks were at their best in their last epoch: they had not "
+        "finished learning. Regularisers slow learning down before they pay, so train longer "
+        f"(--epochs {longer}) before you judge them."
+    ]
 
 
 def _findings(effects: Sequence[Effect], split: str) -> list[str]:

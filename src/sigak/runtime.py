@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sigak.structures import SigakError
 
@@ -68,19 +69,35 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 where the device has units for it, decided by what it is and never by
-    timing, so that two runs on one machine compute alike.
+def pick_precision(
+    name: str, device: torch.device, network: nn.Module, shape: tuple[int, int, int]
+) -> torch.dtype:
+    """The precision to train `network` in on pictures of `shape` (C, H, W).
+
+    "auto" is bfloat16 where the device has units for it and the network has use for them, decided
+    by what they are and never by timing, so that two runs on one machine compute alike.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    capable = False
     if device.type == "cuda":
         capable = torch.cuda.get_device_capability(device)[0] >= 8
     elif device.type == "cpu":
-        capable = _cpu_has_bfloat16()
-    else:
-        capable = False
+        capable = _cpu_has_bfloat16() and _gains_on_cpu(network, shape)
     return torch.bfloat16 if capable else torch.float32
+
+
+def _gains_on_cpu(network: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether large plain products make up the work: below 5 million multiplications a picture the
+    conversions cost more than they save, and depthwise convolutions have no bfloat16 kernels.
+    """
+    if any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules()):
+        return False
+    training = network.training
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network.eval()(torch.zeros(1, *shape))
+    network.train(training)
+    return bool(counter.get_total_flops() >= 2 * 5e6)
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -28,6 +28,7 @@ from sigak.data.feed import Feed, Pictures, Step
 from sigak.evaluation import mistakes
 from sigak.io import image
 from sigak.io import weights as files
+from sigak.layers.memory import keep_freed_memory
 from sigak.losses import l2_penalty
 from sigak.prediction import Assessment, assess
 from sigak.progress import Progress, figures
@@ -111,9 +112,9 @@ class Training:
         chosen = [choose_folder(options, model, dataset.name)]
         broadcast_object_list(chosen)  # the main process's choice, in every process
         self.folder = chosen[0]
+        keep_freed_memory()
         self.files = RunFolder(self.folder)
         self.progress = Progress(visible=self.main and not options.quiet)
-        self.precision = pick_precision(recipe.precision, self.device)
         self.exact = torch.float32 if self.device.type == "mps" else torch.float64  # of sums
         self.digest = data.digest(dataset)
         self._prepare_data()
@@ -185,9 +186,14 @@ class Training:
         self.head: tuple[str, ...] = self.network.head  # type: ignore[assignment]
         pretrained = self.options.pretrained
         if pretrained and not (self.folder / RESUME).exists():
-            self._start_from(pretrained)
+            allowed = self.options.download
+            self.progress.say(
+                foreign.start_from(self.network, self.name, pretrained, allow_download=allowed)
+            )
         if recipe.freeze and not pretrained:
             raise SigakError("--freeze backbone needs weights to keep: add --pretrained")
+        shape = (self.preparation.channels, *self.preparation.size)
+        self.precision = pick_precision(recipe.precision, self.device, self.network, shape)
         self.engine = TorchEngine(self.network, self.device)
         models.try_out(self.name, self.network, self.arguments, self.device)
         self.optimizers = {
@@ -199,14 +205,6 @@ class Training:
             self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
             self.engine = TorchEngine(self.average.module, self.device)
         self.parallel: nn.Module = self.network
-
-    def _start_from(self, pretrained: str) -> None:
-        path = Path(pretrained)
-        if not path.is_file():
-            tag = "" if pretrained == "default" else pretrained
-            path, _ = foreign.fetch(self.name, tag, allow_download=self.options.download)
-        fresh = foreign.load_into(self.network, self.entry, path, head=self.head)
-        self.progress.say(f"weights from {path}; {len(fresh)} tensors of the head start fresh")
 
     # --- the loop ---------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sigak.layers.dropout import Dropout
 from sigak.layers.normalize import Normalize
 from sigak.models._entry import Entry, Input
 from sigak.structures import SigakError
@@ -63,7 +64,7 @@ class VggLab(nn.Module):
         if norm:
             layers.append(nn.BatchNorm1d(dense, eps=1e-3, momentum=0.01))
         if dropout:
-            layers.append(nn.Dropout(dropout[-1]))
+            layers.append(Dropout(dropout[-1]))
         self.dense = nn.Sequential(*layers)
         self.classifier = nn.Linear(dense, classes)
         _init(self)
@@ -83,7 +84,7 @@ def _block(channels: int, width: int, norm: bool, dropout: float) -> nn.Sequenti
             layers.append(nn.BatchNorm2d(width, eps=1e-3, momentum=0.01))
     layers.append(nn.MaxPool2d(2))
     if dropout:
-        layers.append(nn.Dropout(dropout))
+        layers.append(Dropout(dropout))
     return nn.Sequential(*layers)
 
 

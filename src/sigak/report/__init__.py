@@ -1,6 +1,7 @@
 """Reports: one HTML file that holds everything it shows and asks nothing of a network.
 
-`write` tells of one run, `write_comparison` of several. Both take a plain dict, so that the report knows no other room and any of them can feed it.
+`write` tells of one run, `write_comparison` of several. Both take a plain dict, so that the report
+knows no other room and any of them can feed it.
 """
 
 from __future__ import annotations

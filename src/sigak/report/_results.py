@@ -16,7 +16,6 @@ from sigak.report._diagnosis import diagnose
 from sigak.report._markup import Markup, tag
 from sigak.report._parts import (
     DASH,
-    NBSP,
     bar,
     card,
     class_name,

@@ -92,7 +92,9 @@ svg .middle { text-anchor: middle; }
 .hue3 { --hue: #e8590c; } .hue4 { --hue: #c2255c; } .hue5 { --hue: #2b9348; }
 .hue6 { --hue: #8e44ec; } .hue7 { --hue: #0c9aa8; } .hue8 { --hue: #a05a2c; }
 .hue9 { --hue: var(--ink); }
-.line path { fill: none; stroke: var(--hue, var(--other)); stroke-width: 2; stroke-linejoin: round; }
+.line path {
+  fill: none; stroke: var(--hue, var(--other)); stroke-width: 2; stroke-linejoin: round;
+}
 .line circle { fill: var(--hue, var(--other)); stroke: var(--page); }
 .line.main path { stroke: rgb(var(--accent)); }
 .line.main circle { fill: rgb(var(--accent)); }
