@@ -79,7 +79,8 @@ def run_lab(values: Values) -> None:
     _say(f"comparison {found.folder / 'comparison.html'}")
     if found.failures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.failures.items())
-        raise Failure(f"{len(found.failures)} networks could not be trained. {reasons}")
+        lost, all_of_them = len(found.failures), len(found.failures) + len(found.rows)
+        raise Failure(f"{lost} of {all_of_them} networks could not be trained. {reasons}")
 
 
 def run_evaluate(values: Values) -> None:

@@ -197,10 +197,12 @@ def _known(instances: Instances | None) -> Instances:
 
 
 def _take(value: Tensor, places: Tensor) -> Tensor:
-    """Rows of a tensor; pictures keep their channels_last memory."""
+    """Rows of a tensor; pictures keep their channels_last memory. (index_select copies whole rows,
+    several times faster than indexing with brackets.)
+    """
     if value.ndim == 4:
-        return value.permute(0, 2, 3, 1)[places].permute(0, 3, 1, 2)
-    return value[places]
+        return value.permute(0, 2, 3, 1).index_select(0, places).permute(0, 3, 1, 2)
+    return value.index_select(0, places)
 
 
 def stack_images(images: Sequence[np.ndarray]) -> Tensor:

@@ -37,6 +37,7 @@ _CHARTS = (
     ("Validation loss", "val_loss"),
     ("Train loss", "loss"),
 )
+_SPLITS = {"train": "training", "val": "validation"}
 
 
 def headline(comparison: Comparison) -> Markup:
@@ -69,36 +70,30 @@ def headline(comparison: Comparison) -> Markup:
 
 
 def networks(comparison: Comparison) -> Markup:
-    """One row a network, in the order they were trained."""
+    """One row a network, in the order they were trained, and what others published of them."""
     rows = comparison["models"]
     if not rows:
         return Markup()
-    published = any(row.get("published") for row in rows)
-    headers = ["network", "parameters", "best epoch", "train", "validation", "test"]
-    headers += ["gap", "training", "images/s"]
+    headers = ("network", "parameters", "best epoch", "train", "validation", "test", "gap")
     cells = [[_name(row, place), *_figures(row)] for place, row in enumerate(rows)]
+    right = [False, True, True, False, False, False, True, True, True]
     note = (
         "Accuracies are those of the best epoch's weights, on the training pictures too: without "
         "dropout and augmentation. The gap is train less validation, in points."
     )
-    if published:
-        headers += ["published test", "epochs"]
-        for line, row in zip(cells, rows):
-            line += _published(row.get("published"))
-        note += (
-            " Published figures are single runs that were watched on the test pictures themselves "
-            "and read in the last epoch."
-        )
-    right = [False, True, True, False, False, False, *[True] * (len(headers) - 6)]
     return section(
-        "networks", "Networks", table(headers, cells, right), tag("p", note, class_="soft after")
+        "networks",
+        "Networks",
+        table((*headers, "training", "images/s"), cells, right),
+        tag("p", note, class_="soft after"),
+        _published(rows),
     )
 
 
 def failures(comparison: Comparison) -> Markup:
     """Networks that could not be trained, and why."""
     lost = comparison.get("failures") or []
-    rows = [[row["model"], row["reason"]] for row in lost]
+    rows = [[row["model"], join(unbroken(row["reason"]))] for row in lost]
     return section("failures", "Failures", table(("network", "reason"), rows)) if rows else Markup()
 
 
@@ -152,7 +147,7 @@ def effects(comparison: Comparison) -> Markup:
             effect["verdict"],
         ]
         cells.append(line + ([points(effect.get("published"))] if published else []))
-    split = {"val": "validation"}.get(comparison["measured_on"], comparison["measured_on"])
+    split = _SPLITS.get(comparison["measured_on"], comparison["measured_on"])
     note = (
         f"Accuracy on {split} and its difference in points. Chance is how far two equal networks "
         f"may lie apart on so many pictures (95{NBSP}%); another seed moves them further."
@@ -189,7 +184,8 @@ def setup(comparison: Comparison) -> Markup:
     """The data, and the command that does all of it again."""
     data, command = comparison.get("data") or {}, comparison.get("command")
     shown = {"data": data.get("name"), "classes": len(data.get("classes") or []) or None}
-    shown |= {f"{name} pictures": count for name, count in (data.get("counts") or {}).items()}
+    counts = data.get("counts") or {}
+    shown |= {f"{_SPLITS.get(name, name)} pictures": count for name, count in counts.items()}
     if not data and not command:
         return Markup()
     return section(
@@ -221,12 +217,31 @@ def _figures(row: Mapping[str, Any]) -> list[object]:
         *(bar(row[f"{split}_accuracy"]) for split in ("train", "val", "test")),
         points(row["gap"]),
         duration(row["seconds"]),
-        number(row["images_per_second"]),
+        round(row["images_per_second"]),
     ]
 
 
-def _published(known: Mapping[str, Any] | None) -> Sequence[object]:
-    if not known:
-        return [DASH, DASH]
-    note = tag("small", known["note"], class_="soft") if known.get("note") else None
-    return [tag("span", percent(known["accuracy"]), note), known["epochs"]]
+def _published(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """The published test accuracies beside ours."""
+    cells: list[list[object]] = []
+    for place, row in enumerate(rows):
+        if known := row.get("published"):
+            theirs = [percent(known["accuracy"]), known["epochs"]]
+            ours = [percent(row["test_accuracy"]), row["epochs"]]
+            cells.append([_name(row, place), *theirs, *ours, known.get("note") or ""])
+    if not cells:
+        return None
+    headers = ("network", "published", "epochs", "ours", "epochs", "published network differs")
+    note = (
+        "Accuracy on test. The published figures are single runs that were watched on the test "
+        "pictures themselves and read in the last epoch; ours are those of the best epoch on "
+        "validation pictures, which training did not see."
+    )
+    right = [False, True, True, True, True, False]
+    return tag(
+        "div",
+        tag("h3", "Beside the published figures"),
+        table(headers, cells, right),
+        tag("p", note, class_="soft after"),
+        class_="apart",
+    )

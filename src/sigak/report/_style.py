@@ -59,6 +59,7 @@ figcaption > b { color: var(--ink); font-size: 14px; }
 }
 .verdict.below { margin: 12px 0 0; }
 .after { margin-top: 12px; }
+.apart { margin-top: 28px; }
 .legends { display: flex; flex-wrap: wrap; gap: 4px 20px; max-width: none; font-size: 13px; }
 .name { white-space: nowrap; }
 .pair {
@@ -98,6 +99,7 @@ svg .middle { text-anchor: middle; }
 .line circle { fill: var(--hue, var(--other)); stroke: var(--page); }
 .line.main path { stroke: rgb(var(--accent)); }
 .line.main circle { fill: rgb(var(--accent)); }
+.line[class*=hue] path { stroke-width: 1.6; }
 .line.broken path { stroke-dasharray: 7 3; }
 .line.dotted path { stroke-dasharray: 2 3; }
 .line[class*=hue]:hover path { stroke-width: 4; }
