@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 
@@ -17,14 +18,22 @@ from sigak.report import write_comparison
 from sigak.structures import Failure, SigakError
 from sigak.training import Training
 
-QUICK = {"size": 8, "epochs": 2, "batch": 256, "quiet": True, "precision": "float32"}
+QUICK = {"size": 8, "epochs": 2, "batch": 64, "quiet": True, "precision": "float32"}
+
+
+def few_digits(**changes):
+    """A few of the digits: 4 batches an epoch."""
+    digits = sigak.load_data("digits")
+    sizes = {"train": 256, "val": 64, "test": 64}
+    few = {name: digits.splits[name].subset(np.arange(n), name) for name, n in sizes.items()}
+    return replace(digits, splits=few, **changes)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Two networks of the lab on the digits."""
+    """Two networks of the lab on a few digits."""
     out = tmp_path_factory.mktemp("lab")
-    return compare("digits", ["vgg3", "vgg3-dropout"], out=str(out), lr=0.05, **QUICK)
+    return compare(few_digits(), ["vgg3", "vgg3-dropout"], out=str(out), lr=0.05, **QUICK)
 
 
 def weights(folder):
@@ -32,8 +41,8 @@ def weights(folder):
         return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
 
 
-def table(comparison):
-    with open(comparison.folder / "comparison.csv", newline="", encoding="utf-8") as file:
+def table(folder):
+    with open(folder / "comparison.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -67,7 +76,7 @@ def test_rows_are_what_evaluate_measures(pair):
     for row in pair.rows:
         folder = pair.folder / row.model
         for split in ("train", "val", "test"):
-            expected = sigak.evaluate(folder, "digits", split=split)["accuracy"]
+            expected = sigak.evaluate(folder, pair.dataset, split=split)["accuracy"]
             assert getattr(row, f"{split}_accuracy") == pytest.approx(expected)
         assert row.gap == pytest.approx(row.train_accuracy - row.val_accuracy)
         network = sigak.load(folder).network
@@ -80,7 +89,7 @@ def test_rows_are_what_evaluate_measures(pair):
 
 
 def test_the_csv_holds_the_rows(pair):
-    for line, row in zip(table(pair), pair.rows, strict=True):
+    for line, row in zip(table(pair.folder), pair.rows, strict=True):
         assert line["model"] == row.model
         assert float(line["test_accuracy"]) == row.test_accuracy
         assert line["failure"] == line["published_accuracy"] == ""
@@ -89,9 +98,9 @@ def test_the_csv_holds_the_rows(pair):
 def test_json_holds_everything(pair):
     told = json.loads(json.dumps(pair.asdict(), allow_nan=False))
     assert told["chosen"] in ("vgg3", "vgg3-dropout")
-    assert told["data"]["counts"]["test"] == 359
+    assert told["data"]["counts"] == {"train": 256, "val": 64, "test": 64}
     assert told["command"] == (
-        "sigak lab digits vgg3 vgg3-dropout --lr 0.05 --size 8 --epochs 2 --batch 256 "
+        "sigak lab digits vgg3 vgg3-dropout --lr 0.05 --size 8 --epochs 2 --batch 64 "
         "--precision float32"
     )
     [effect] = told["effects"]
@@ -116,19 +125,17 @@ def test_the_page_is_whole_and_asks_for_nothing(pair):
 
 
 def test_published_figures_stand_beside_those_of_cifar10_alone(pair, tmp_path):
-    digits = sigak.load_data("digits")
-    renamed = replace(digits, name="cifar10")
-    changes = QUICK | {"epochs": 1, "batch": 512}
-    found = compare(renamed, "vgg1", out=str(tmp_path), **changes)
+    renamed = few_digits(name="cifar10")
+    found = compare(renamed, "vgg1", out=str(tmp_path), **QUICK | {"epochs": 1})
     assert found.rows[0].published == Published(0.6707, 100)
-    assert table(found)[0]["published_epochs"] == "100"
+    assert table(tmp_path)[0]["published_epochs"] == "100"
     assert "Beside the published figures" in Page(tmp_path / "comparison.html").text
     assert pair.rows[0].published is None
     assert "published" not in Page(pair.folder / "comparison.html").text
 
 
 def test_without_validation_pictures_nothing_is_chosen(tmp_path):
-    found = compare("digits", "vgg1", out=str(tmp_path), val=0.0, **QUICK)
+    found = compare("digits", "vgg1", out=str(tmp_path), val=0.0, **QUICK | {"batch": 512})
     [row] = found.rows
     assert row.val_accuracy is None
     assert row.gap == pytest.approx(row.train_accuracy - row.test_accuracy)
@@ -199,16 +206,16 @@ def test_networks_that_had_not_finished_learning_are_not_judged():
     assert told(*late, row("c", 0.5, 0.5), row("d", 0.5, 0.5)).findings == []
 
 
-def test_names_are_escaped_and_twenty_lines_differ(tmp_path):
-    names = [f"<b>{i}" for i in range(20)]
+def test_names_are_escaped_and_thirty_lines_differ(tmp_path):
+    names = [f"<u>{i}" for i in range(30)]
     found = told(*(row(name, 0.5, 0.5) for name in names))
-    found.failures["<i>"] = "a < b"
+    found.failures["<u>"] = "a < b"
     page = Page(write_comparison(tmp_path / "page.html", found.asdict()))
-    assert "<b>7" in page.text
+    assert "<u>7" in page.text
     assert "a < b" in page.text
-    assert not any(tag == "i" and not a for tag, a in page.tags)
+    assert "u" not in {tag for tag, _ in page.tags}
     keys = [a["class"] for tag, a in page.tags if tag == "i" and "hue" in a.get("class", "")]
-    assert len(set(keys)) == 20
+    assert len(set(keys)) == 30
 
 
 def test_a_page_without_a_trained_network(tmp_path):
@@ -227,9 +234,7 @@ def stamps(folder):
 
 def test_the_same_command_again_trains_nothing(pair):
     before = stamps(pair.folder)
-    again = compare(
-        "digits", ["vgg3", "vgg3-dropout"], out=str(pair.folder), lr=0.05, **QUICK
-    )  # fmt: skip
+    again = compare(few_digits(), ["vgg3", "vgg3-dropout"], out=str(pair.folder), lr=0.05, **QUICK)
     assert stamps(pair.folder) == before
     assert again.rows == pair.rows
 
@@ -242,19 +247,19 @@ def test_an_interrupted_comparison_goes_on_exactly(pair, tmp_path, monkeypatch):
     original, steps = Training._train_step, []
 
     def step(self, item):
-        if len(steps) == 10 + 7:  # 1,295 pictures are 6 batches an epoch
+        if len(steps) == 8 + 6:  # the first network's 2 epochs of 4 steps, and 1.5 of the second's
             raise KeyboardInterrupt
         steps.append(item)
         original(self, item)
 
     def start():
-        return compare("digits", ["vgg3", "vgg3-dropout"], lr=0.05, save_every=0.0, **QUICK)
+        return compare(few_digits(), ["vgg3", "vgg3-dropout"], lr=0.05, save_every=0.0, **QUICK)
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_train_step", step)
         with pytest.raises(Failure, match="interrupted at vgg3-dropout; the same command"):
             start()
-    assert [line["model"] for line in table(replace_folder(pair, "runs/lab-digits"))] == ["vgg3"]
+    assert [line["model"] for line in table(Path("runs/lab-digits"))] == ["vgg3"]
     before = stamps(Path("runs/lab-digits/vgg3"))
     found = start()
     assert stamps(Path("runs/lab-digits/vgg3")) == before
@@ -263,18 +268,14 @@ def test_an_interrupted_comparison_goes_on_exactly(pair, tmp_path, monkeypatch):
         assert mine.history["val_loss"] == theirs.history["val_loss"]
 
 
-def replace_folder(comparison, folder):
-    return replace(comparison, folder=Path(folder))
-
-
 def test_more_epochs_go_on_and_fewer_are_refused(tmp_path):
     changes = {"out": str(tmp_path / "lab"), **QUICK}
-    first = compare("digits", "vgg1", **changes).rows[0]
-    longer = compare("digits", "vgg1", **changes | {"epochs": 3}).rows[0]
+    first = compare(few_digits(), "vgg1", **changes).rows[0]
+    longer = compare(few_digits(), "vgg1", **changes | {"epochs": 3}).rows[0]
     assert longer.epochs == 3
     assert longer.history["loss"][:2] == first.history["loss"]
-    with pytest.raises(SigakError, match="--epochs was 3 when .*vgg1 was trained, and is 2 now"):
-        compare("digits", "vgg1", **changes)
+    with pytest.raises(SigakError, match=r"--epochs was 3 when .*vgg1 was trained, and is 2 now"):
+        compare(few_digits(), "vgg1", **changes)
 
 
 @pytest.mark.parametrize(
@@ -292,18 +293,18 @@ def test_another_comparison_in_the_same_folder_is_refused(pair, changes, message
     before = stamps(pair.folder)
     asked = {"models": ["vgg3"], "out": str(pair.folder), "lr": 0.05, **QUICK}
     with pytest.raises(SigakError, match=message):
-        compare("digits", **asked | changes)
+        compare(few_digits(), **asked | changes)
     assert stamps(pair.folder) == before
 
 
 def test_other_data_or_another_network_in_the_folder_is_refused(pair, folder, tmp_path):
     changes = {"out": str(pair.folder), "lr": 0.05, **QUICK}
-    with pytest.raises(SigakError, match="the data is not what .*vgg3 was trained on"):
+    with pytest.raises(SigakError, match=r"the data is not what .*vgg3 was trained on"):
         compare(folder(), "vgg3", **changes)
     (pair.folder / "vgg3").rename(tmp_path / "vgg1")
     try:
         with pytest.raises(SigakError, match="holds a run of vgg3, not of vgg1"):
-            compare("digits", "vgg1", **changes | {"out": str(tmp_path)})
+            compare(few_digits(), "vgg1", **changes | {"out": str(tmp_path)})
     finally:
         (tmp_path / "vgg1").rename(pair.folder / "vgg3")
 
@@ -311,10 +312,10 @@ def test_other_data_or_another_network_in_the_folder_is_refused(pair, folder, tm
 def test_a_file_is_no_folder_and_many_processes_are_refused(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(SigakError, match="--out expects a folder"):
-        compare("digits", "vgg1", out=str(tmp_path / "file"), **QUICK)
+        compare(few_digits(), "vgg1", out=str(tmp_path / "file"), **QUICK)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SigakError, match="runs in one process"):
-        compare("digits", "vgg1", out=str(tmp_path / "out"), **QUICK)
+        compare(few_digits(), "vgg1", out=str(tmp_path / "out"), **QUICK)
 
 
 # ------------------------------------------------------------------ the command line
@@ -329,17 +330,17 @@ def test_one_network_that_fails_does_not_stop_the_others(sigak_cli):
     told = json.loads(done.out)
     assert [r["model"] for r in told["models"]] == ["vgg1"]
     assert told["failures"][0]["model"] == "vgg3"
-    with open("lab/comparison.csv", newline="", encoding="utf-8") as file:
-        lines = {line["model"]: line for line in csv.DictReader(file)}
+    lines = {line["model"]: line for line in table(Path("lab"))}
     assert "at least 8x8" in lines["vgg3"]["failure"]
     assert "at least 8x8" in Page("lab/comparison.html").text
 
 
-def test_the_ten_networks_of_the_lab(sigak_cli):
-    words = ("--size", 8, "--epochs", 1, "--batch", 512, "--quiet")
-    done = sigak_cli("lab", "digits", *words)
+def test_the_ten_networks_of_the_lab(sigak_cli, folder):
+    folder(size=(8, 8))
+    done = sigak_cli("lab", "pets", "--size", 8, "--epochs", 1, "--quiet")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert [line.split()[0] for line in lines[1:11]] == list(MODELS)
     assert lines[-1].startswith("Take vgg")
-    assert done.err == f"comparison {Path('runs/lab-digits/comparison.html')}\n"
+    assert "% on validation): " in done.out  # there is no test split to measure effects on
+    assert done.err == f"comparison {Path('runs/lab-pets/comparison.html')}\n"

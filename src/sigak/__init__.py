@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sigak.data import Dataset
     from sigak.data import load as load_data
     from sigak.evaluation import evaluate
+    from sigak.explanation import explain
     from sigak.lab import compare
     from sigak.models import create, names
     from sigak.prediction import load, predict
@@ -38,6 +39,7 @@ _PUBLIC = {
     "compare": ("sigak.lab", "compare"),
     "create": ("sigak.models", "create"),
     "evaluate": ("sigak.evaluation", "evaluate"),
+    "explain": ("sigak.explanation", "explain"),
     "load": ("sigak.prediction", "load"),
     "load_data": ("sigak.data", "load"),
     "names": ("sigak.models", "names"),
@@ -56,6 +58,7 @@ __all__ = [
     "compare",
     "create",
     "evaluate",
+    "explain",
     "load",
     "load_data",
     "names",

@@ -83,7 +83,8 @@ class _Monitor(Callback):
         if mode not in ("auto", "min", "max"):
             raise SigakError(f"mode must be auto, min or max, received {mode!r}")
         rising = monitor.endswith(("accuracy", "top5")) or "AP" in monitor or "mIoU" in monitor
-        if mode == "auto" and not rising and "loss" not in monitor:
+        falling = "loss" in monitor or "kid" in monitor
+        if mode == "auto" and not rising and not falling:
             raise SigakError(
                 f"cannot tell whether {monitor!r} should rise or fall; say so with mode min or max"
             )

@@ -21,6 +21,7 @@ __all__ = [
     "Augment",
     "Data",
     "Evaluate",
+    "Explain",
     "Image",
     "Import",
     "Lab",
@@ -101,6 +102,24 @@ class Predict:
 
 
 @dataclass(kw_only=True)
+class Explain:
+    """Show on one sheet what a checkpoint's answer for a picture rests on."""
+
+    checkpoint: str = _arg("a checkpoint or a run folder")
+    source: str = _arg("one picture")
+    out: str = _flag("", "the sheet to write; empty means NAME-explained.png in this folder")
+    label: str = field(
+        default="",
+        metadata={"help": "the class to explain; empty: the answer", "flag": "--class"},
+    )
+    layer: str = _flag(
+        "", "the layer Grad-CAM looks at; empty: the deepest at the last convolution's resolution"
+    )
+    device: str = _flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    json: bool = _flag(False, "print JSON")
+
+
+@dataclass(kw_only=True)
 class Models:
     """List networks with their parameters, input, weights and licence; or one network layer by
     layer.
@@ -173,6 +192,7 @@ VERBS: dict[str, tuple[type, ...]] = {
     "lab": (Lab, Recipe, Options),
     "evaluate": (Evaluate,),
     "predict": (Predict,),
+    "explain": (Explain,),
     "models": (Models,),
     "data": (Data,),
     "image": (Image,),

@@ -19,6 +19,7 @@ __all__ = [
     "run_augment",
     "run_data",
     "run_evaluate",
+    "run_explain",
     "run_image",
     "run_import",
     "run_lab",
@@ -146,6 +147,27 @@ def run_predict(values: Values) -> None:
         _print_json([r.asdict() for r in results])
     if not results:
         raise SigakError("none of the pictures could be read; see the sentences above")
+
+
+def run_explain(values: Values) -> None:
+    """`sigak explain`"""
+    from sigak.explanation import explain
+    from sigak.io import image
+
+    out, as_json = values.pop("out"), values.pop("json")
+    found = explain(values.pop("checkpoint"), values.pop("source"), **values)
+    out = out or f"{Path(found.result.source).stem}-explained.png"
+    image.save(out, found.sheet())
+    if as_json:
+        _print_json(found.asdict())
+    else:
+        print(f"{found.result.source}: {found.result}")
+        for heat in found.heats:
+            place = "nothing" if heat.peak is None else "x {:.0f}, y {:.0f}".format(*heat.peak)
+            print(f"  {heat.method}: {place} ({heat.note})")
+    if found.note:
+        _say(found.note)
+    _say(f"explained in {out}")
 
 
 def run_models(values: Values) -> None:

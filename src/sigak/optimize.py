@@ -15,7 +15,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sigak.recipe import Recipe
 from sigak.structures import SigakError
 
-__all__ = ["build", "check", "factor", "freeze", "in_head", "norms_for", "restore", "set_lr"]
+__all__ = [
+    "build",
+    "build_parts",
+    "check",
+    "factor",
+    "freeze",
+    "in_head",
+    "norms_for",
+    "restore",
+    "set_lr",
+]
 
 # What does not fit a step over all parameters: LBFGS evaluates the loss several times, SparseAdam
 # takes sparse gradients alone, Muon matrices alone.
@@ -25,6 +35,24 @@ NAMES = {"momentum": "SGD", "sgd": "SGD"} | {
     for name in dir(torch.optim)
     if inspect.isclass(getattr(torch.optim, name)) and name not in _UNFIT
 }
+
+
+def build_parts(
+    network: nn.Module, head: tuple[str, ...], recipe: Recipe, pretrained: bool
+) -> dict[str, torch.optim.Optimizer]:
+    """One optimiser for each of the network's `parts` {name: submodule}; "main" for all of a
+    network that has none. A network's `betas` are those of its Adam.
+    """
+    parts: dict[str, str] = getattr(network, "parts", {"main": ""})
+    optimizers = {
+        name: build(network.get_submodule(path), head, recipe, pretrained)
+        for name, path in parts.items()
+    }
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = getattr(network, "betas", group["betas"])
+    return optimizers
 
 
 def build(

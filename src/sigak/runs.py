@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from sigak.io import image
 from sigak.io import weights as files
 from sigak.models._entry import count_parameters
 from sigak.recipe import Options
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 RESUME = "resume.safetensors"
+SHEETS = "samples"
 
 
 def resumed(resume: str, model: str, said: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -129,6 +131,11 @@ class RunFolder:
         lines = [",".join(names), *(",".join(_cell(row.get(n)) for n in names) for row in rows)]
         self.write_text("metrics.csv", "\n".join(lines) + "\n")
 
+    def write_sheet(self, epoch: int, picture: np.ndarray | None) -> None:
+        """samples/epoch-0001.png ...: what the task shows of an epoch, where it shows something."""
+        if picture is not None:
+            image.save(self.path / SHEETS / f"epoch-{epoch:04d}.png", picture)
+
     def save_state(self, state: dict[str, Any], header: dict[str, Any]) -> None:
         """Write the resume file: `state` nests tensors and plain values, `header` is plain."""
         tensors: dict[str, Tensor] = {}
@@ -189,13 +196,27 @@ def story(
         "evaluation": evaluation,
         "evaluated_on": split,
         "mistakes": wrong,
-        "samples": _examples(training),
+        "samples": _sheets(training.folder) or _examples(training),
         "recipe": training.recipe.asdict(),
         "environment": environment(training.device),
         "seconds": float(history["seconds"].sum()),
         "images_per_second": float(np.median(history["images_per_second"])),
         "checkpoint": files.BEST,
     }
+
+
+def _sheets(folder: Path, most: int = 6) -> list[dict[str, Any]]:
+    """What the epochs showed, evenly chosen from the first to the last; none for most tasks."""
+    paths = sorted((folder / SHEETS).glob("epoch-*.png"))
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), most)).round().astype(int))
+    return [
+        {
+            "image": image.read(paths[i]),
+            "label": f"epoch {int(paths[i].stem[6:])}",
+            "source": str(paths[i]),
+        }
+        for i in chosen
+    ]
 
 
 def _examples(training: Training, classes: int = 20, each: int = 6) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -119,7 +119,7 @@ class Training:
         self.digest = data.digest(dataset)
         self._prepare_data()
         self._prepare_network()
-        watched = options.monitor or ("val_loss" if self.val_feed else "loss")
+        watched = options.monitor or (self.task.monitor if self.val_feed else "loss")
         self.keeper = ModelCheckpoint(files.BEST, watched)
         self.callbacks = [self.keeper, *asked_for(options, watched, log=self.main), *callbacks]
         # Where the run stands; everything here is in the resume file.
@@ -183,6 +183,7 @@ class Training:
             **changes,
         )
         self.network = self.entry.build(**self.arguments)
+        models.try_out(self.name, self.network, self.arguments)
         self.head: tuple[str, ...] = self.network.head  # type: ignore[assignment]
         pretrained = self.options.pretrained
         if pretrained and not (self.folder / RESUME).exists():
@@ -192,13 +193,10 @@ class Training:
             )
         if recipe.freeze and not pretrained:
             raise SigakError("--freeze backbone needs weights to keep: add --pretrained")
-        shape = (self.preparation.channels, *self.preparation.size)
+        shape = models.input_shape(self.network, self.arguments)
         self.precision = pick_precision(recipe.precision, self.device, self.network, shape)
         self.engine = TorchEngine(self.network, self.device)
-        models.try_out(self.name, self.network, self.arguments, self.device)
-        self.optimizers = {
-            "main": optimize.build(self.network, self.head, recipe, bool(pretrained))
-        }
+        self.optimizers = optimize.build_parts(self.network, self.head, recipe, bool(pretrained))
         self.average: AveragedModel | None = None
         if recipe.ema:
             average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
@@ -261,6 +259,7 @@ class Training:
         share = self.lr_scale * optimize.factor(
             recipe, (self.epoch - 1) * self.feed.steps + step.number, self.feed.steps
         )
+        self._count({"count": torch.ones((), device=self.device)}, step.own)
         parts = [(len(part), self._losses(part), n) for part, n in step.parts(recipe.accumulate)]
         while (name := self._backward(parts, step.total)) is not None:
             optimizer = self.optimizers[name]
@@ -312,8 +311,6 @@ class Training:
         for name, value in losses.items():
             total = value.detach().to(self.exact) * weight
             self.sums[name] = self.sums[name] + total if name in self.sums else total
-        count = torch.tensor(float(weight), dtype=self.exact, device=self.device)
-        self.sums["count"] = self.sums["count"] + count if "count" in self.sums else count
 
     def _refuse_nan(self, number: int) -> None:
         if not math.isfinite(float(self.sums["loss"])):
@@ -334,8 +331,13 @@ class Training:
         frozen = bool(recipe.freeze) and not (0 < recipe.unfreeze_at <= self.epoch)
         optimize.freeze(self.network, self.head, frozen=frozen, norms=bool(recipe.freeze))
         if self.world > 1 and (self.parallel is self.network or self.epoch == recipe.unfreeze_at):
-            # The wrapper only learns of parameters that can move when it is made.
+            # The wrapper only learns of parameters that can move when it is made. Where there are
+            # several optimisers, each step leaves the other parts without gradients.
             self.accelerator.free_memory()
+            several = len(self.optimizers) > 1
+            self.accelerator.ddp_handler = DistributedDataParallelKwargs(
+                find_unused_parameters=several
+            )
             self.parallel = self.accelerator.prepare_model(self.network)
 
     def _epoch_logs(self, seconds: float) -> dict[str, float]:
@@ -370,6 +372,7 @@ class Training:
         self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
         if self.main:
             self.files.write_history(self.history)
+            self.files.write_sheet(self.epoch - 1, self.task.sheet(self.engine, self.device))
             self._save_state()
         self.accelerator.wait_for_everyone()
 

@@ -17,7 +17,9 @@ from sigak.structures import SigakError
 from sigak.summary import summarize
 
 FAMILIES = [import_module(f"sigak.models.{f}") for f in models.FAMILIES if f != "timm_nets"]
-OURS = list(dict.fromkeys(name for family in FAMILIES for name in family.MODELS))
+OURS = list(
+    dict.fromkeys(n for f in FAMILIES for n, row in f.MODELS.items() if row.task == "classify")
+)
 # Side of the small picture that one network of each kind is tried with.
 KINDS = {
     "resnet18": 64, "mobilenetv3_small_050": 64, "efficientnet_b0": 64, "vit_tiny_patch16_224": 32,

@@ -55,6 +55,7 @@ class Pictures:
         self.threads = threads or min(8, os.cpu_count() or 1)
         self.device = torch.device(device)
         self.problems: list[Problem] = []
+        self.failed: set[int] = set()  # places in the split
         self.resident: Batch | None = None
         self.pool: ThreadPoolExecutor | None = None
         self.places = np.arange(len(split))  # of the readable records in the split
@@ -140,7 +141,9 @@ class Pictures:
         try:
             pixels, matrix, size = image.load(source, self.preparation, reduced=self.reduced)
         except SigakError as error:
-            self.problems.append(Problem(record.source, str(error), "skipped"))
+            if index not in self.failed:  # a set read anew each epoch names it once
+                self.failed.add(int(index))
+                self.problems.append(Problem(record.source, str(error), "skipped"))
             return None
         return Sample(pixels, record.source, int(index), record.label, matrix=matrix, size=size)
 
@@ -244,10 +247,9 @@ class Feed:
             if own == 0:
                 if self.seed is None:
                     continue
-                part = whole[
-                    :1
-                ]  # every process takes part in every training step, here with weight 0
+                part = whole[:1]  # every process takes part in every step, here with weight 0
             batch = self.pictures.batch(part)
+            lost = len(part) - len(batch)  # unreadable ones, where the set is read as it goes
             if self.augment is not None and self.seed is not None:
                 batch = self.augment(batch, self.seed, epoch)
-            yield Step(number, batch, own, len(whole))
+            yield Step(number, batch, own - lost, len(whole) - lost)

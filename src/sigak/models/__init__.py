@@ -17,7 +17,16 @@ from torch import nn
 from sigak.models._entry import Entry
 from sigak.structures import SigakError
 
-__all__ = ["FAMILIES", "arguments", "create", "entry", "names", "nearest", "try_out"]
+__all__ = [
+    "FAMILIES",
+    "arguments",
+    "create",
+    "entry",
+    "input_shape",
+    "names",
+    "nearest",
+    "try_out",
+]
 
 # In the order of the table of contents; a name is taken from the first family that has it.
 FAMILIES = (
@@ -33,6 +42,8 @@ FAMILIES = (
     "nasnet",
     "classics",
     "timm_nets",
+    # generation
+    "dcgan",
 )
 
 CHANNELS = {"gray": 1, "rgb": 3, "rgba": 4}
@@ -101,18 +112,25 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def try_out(
-    name: str, network: nn.Module, built: dict[str, Any], device: torch.device | str = "cpu"
-) -> None:
+def input_shape(network: nn.Module, built: dict[str, Any]) -> tuple[int, ...]:
+    """The shape of one input of `network`, built with `built`: (C, H, W), but where the network
+    says that it is no picture.
+    """
+    shape: tuple[int, ...] = getattr(network, "input_shape", (built["channels"], *built["size"]))
+    return shape
+
+
+def try_out(name: str, network: nn.Module, built: dict[str, Any]) -> None:
     """SigakError if `network`, made by `name` with the arguments `built`, cannot take a picture of
     its size: many networks only find out when they run.
     """
     height, width = built["size"]
+    shape = input_shape(network, built)
     training = network.training
     network.eval()
     try:
         with torch.no_grad():
-            network(torch.zeros(1, built["channels"], height, width, device=device))
+            network(torch.zeros(1, *shape))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, ValueError) as error:

@@ -172,6 +172,6 @@ def _row(side: int, color: str, parameters: tuple[int, int], note: str = "") -> 
 
 
 MODELS = {
-    "dcgan": _row(32, "any", (0, 0), "half the paper's size, for small pictures"),
-    "dcgan-64": _row(64, "rgb", (0, 0), "the paper's size"),
+    "dcgan": _row(32, "any", (1_729_792, 1_728_128), "half the paper's size, for small pictures"),
+    "dcgan-64": _row(64, "rgb", (6_345_984, 6_342_272), "the paper's size"),
 }

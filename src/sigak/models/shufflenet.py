@@ -125,10 +125,10 @@ def _first_channels(groups: int, width: float) -> int:
     if groups not in _CHANNELS:
         raise SigakError(f"shufflenet comes with 1, 2, 3, 4 or 8 groups, received {groups}")
     channels = int(_CHANNELS[groups] * width)
-    if channels <= 24 or channels // 4 % groups or (channels - 24) % groups:
+    if channels <= 24 or channels % (4 * groups):  # the stem gives 24, a bottleneck is a quarter
         raise SigakError(
-            f"{groups} groups do not divide shufflenet's {channels} channels at width {width}; "
-            "give another width, such as 0.5 with 3 groups"
+            f"shufflenet's width {width} gives {channels} channels, expected more than 24 and a "
+            f"multiple of {4 * groups} for {groups} groups; give another, such as 0.5 with 3 groups"
         )
     return channels
 

@@ -1,4 +1,4 @@
-"""Every classifier of timm by its own name (https://github.com/huggingface/pytorch-image-models).
+"""Every network of timm by its own name (https://github.com/huggingface/pytorch-image-models).
 
 timm builds the networks and holds their published weights; ours is the joint: the house's
 arguments, normalisation inside, and a table of facts (`timm.json`) that lists them without building

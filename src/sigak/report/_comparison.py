@@ -199,9 +199,9 @@ def points(share: float | None) -> str:
 
 
 def _style(place: int) -> str:
-    """The stroke of the network at `place`: no two of twenty are alike."""
-    strokes = ("", " broken") if place // HUES % 2 == 0 else (" dotted", " broken")
-    return f"hue{place % HUES}{strokes[place % 2]}"
+    """The stroke of the network at `place`: no two of thirty are alike, nor told by hue alone."""
+    strokes = ("", " broken", " dotted")
+    return f"hue{place % HUES}{strokes[(place + place // HUES) % 3]}"
 
 
 def _name(row: Mapping[str, Any], place: int) -> Markup:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sigak.augment.pipeline import Pipeline
@@ -21,7 +22,7 @@ from sigak.structures import Batch, Sample, SigakError
 
 __all__ = ["Metric", "Result", "Task", "create"]
 
-TASKS = ("classify",)
+TASKS = ("classify", "generate")
 
 
 class Result(Protocol):
@@ -50,6 +51,10 @@ class Task(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
+    monitor: ClassVar[str] = "val_loss"  # the figure that tells the best epoch
+    generative: ClassVar[bool] = (
+        False  # makes pictures out of nothing instead of answering for some
+    )
 
     def __init__(self, classes: Sequence[str], recipe: Recipe) -> None:
         self.classes = list(classes)
@@ -89,6 +94,14 @@ class Task(ABC):
     ) -> list[tuple[int, dict[str, Any]]]:
         """(place in `results`, facts for the report), the worst answer first; none by default."""
         return []
+
+    def sheet(
+        self, network: Callable[[Tensor], Any], device: torch.device | str
+    ) -> np.ndarray | None:
+        """A picture (H, W, C) uint8 that shows how far the network is, kept for every epoch; none
+        by default.
+        """
+        return None
 
     @abstractmethod
     def draw(self, image: np.ndarray, result: Any) -> np.ndarray:
