@@ -27,11 +27,11 @@ type: setup
 	@$(BIN)/mypy
 
 test: setup
-	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest -rs
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
 
 # Slow tests too, and those that read the real data named by SIGAK_DATA.
 test-all: setup
-	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest -rs -m "slow or data or not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m "slow or data or not slow"
 
 docs: setup
 	@$(BIN)/python -m pytest -q tests/test_docs.py

@@ -31,8 +31,8 @@ def lit_run(tmp_path_factory):
     for place, label in enumerate(("dark", "lit")):
         for i in range(24):
             image.save(root / "data" / label / f"{i}.png", picture(label, 100 * place + i))
-    how = {"epochs": 3, "batch": 8, "lr": 1e-3, "optimizer": "adam", "quiet": True}
-    run = sigak.train("vgg2", root / "data", out=str(root / "run"), **how)
+    how = {"epochs": 3, "batch": 8, "lr": 3e-3, "optimizer": "adam", "quiet": True}
+    run = sigak.train("resnet20-cifar", root / "data", out=str(root / "run"), **how)
     assert run.evaluation["accuracy"] == 1.0
     wide = np.zeros((SIDE, 2 * SIDE, 3), np.uint8)  # squashed to a square before the network
     wide[:] = np.repeat(picture("lit", 7), 2, axis=1)
@@ -67,14 +67,14 @@ def test_an_explanation_leaves_the_network_as_it_was(lit_run):
 
 
 def test_another_class_and_layer_may_be_asked_for(lit_run):
-    found = explain(*lit_run, label="dark", layer="blocks.0.2")
+    found = explain(*lit_run, label="dark", layer="layer1")
     assert found.target == "dark"
     assert found.target_score == pytest.approx(1 - found.result.score)
-    assert found.heats[0].note == "at blocks.0.2"
+    assert found.heats[0].note == "at layer1"
     with pytest.raises(sigak.SigakError, match=r"no class 'lid'; did you mean lit"):
         explain(*lit_run, label="lid")
-    with pytest.raises(sigak.SigakError, match=r"received 'block'; did you mean blocks"):
-        explain(*lit_run, layer="block")
+    with pytest.raises(sigak.SigakError, match=r"received 'layer'; did you mean layer"):
+        explain(*lit_run, layer="layer")
     with pytest.raises(sigak.SigakError, match="one picture, received 2"):
         explain(lit_run[0], [lit_run[1], lit_run[1]])
 
@@ -85,7 +85,7 @@ def test_the_verb_writes_a_sheet(lit_run, sigak_cli):
     told = json.loads(said.out)
     assert told["label"] == "lit"
     assert [h["method"] for h in told["heats"]] == ["Grad-CAM", "occlusion"]
-    assert "blocks.0.0" in [f["layer"] for f in told["features"]]
+    assert "conv1" in [f["layer"] for f in told["features"]]
     sheet = image.read("wide-explained.png")
     assert sheet.shape[1] > 500
     said = sigak_cli("explain", *lit_run, "--out", "other.png", "--class", "dark")

@@ -12,7 +12,8 @@ import pytest
 from safetensors import safe_open
 
 import sigak
-from sigak.lab import Comparison, Published, Row, compare
+from sigak.comparison import Comparison, Published, Row
+from sigak.lab import compare
 from sigak.models.lab import MODELS
 from sigak.report import write_comparison
 from sigak.structures import Failure, SigakError

@@ -22,12 +22,14 @@ __all__ = [
     "Data",
     "Evaluate",
     "Explain",
+    "FindLr",
     "Image",
     "Import",
     "Lab",
     "Models",
     "Parser",
     "Predict",
+    "Sweep",
     "Train",
     "main",
 ]
@@ -70,6 +72,39 @@ class Lab:
 
 
 @dataclass(kw_only=True)
+class FindLr:
+    """Find the learning rate of a network on data by a range test, or with --batch-size the batch;
+    nothing is kept.
+    """
+
+    model: str = _arg("a name of `sigak models`")
+    data: str = _arg("as for train")
+    low: float = _flag(1e-6, "the lowest learning rate tried")
+    high: float = _flag(10.0, "the highest")
+    steps: int = _flag(100, "steps from one to the other")
+    draw: str = _flag("", "write a diagram of the losses to this file")
+    batch_size: bool = _flag(False, "double the batch instead, until it is no longer faster")
+    pretrained: str = _flag("", "start from weights: a file, a tag of `sigak models`, or `default`")
+    device: str = _flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    download: bool = _flag(False, "allow downloading the data or weights that are missing")
+
+
+@dataclass(kw_only=True)
+class Sweep:
+    """Search fields of the recipe for the best figure on validation pictures; the same command
+    again goes on where it stopped.
+    """
+
+    model: str = _arg("a name of `sigak models`")
+    data: str = _arg("as for train")
+    over: list[str] = field(
+        metadata={"help": "a field and its values, lr=1e-4..1e-2 or batch=32,64; may be repeated"}
+    )
+    trials: int = _flag(20, "trials there shall be in all")
+    seconds: float = _flag(0.0, "start no other trial after so many; 0 means no limit")
+
+
+@dataclass(kw_only=True)
 class Evaluate:
     """Measure a checkpoint on labelled pictures."""
 
@@ -86,10 +121,15 @@ class Evaluate:
 
 @dataclass(kw_only=True)
 class Predict:
-    """Answer for pictures, folders or globs."""
+    """Answer for pictures, folders or globs; or make pictures, where the checkpoint is one that
+    does.
+    """
 
     checkpoint: str = _arg("a checkpoint or a run folder")
-    source: list[str] = _arg("pictures, folders or patterns", many=True)
+    source: list[str] = field(
+        default_factory=list,
+        metadata={"help": "pictures, folders or patterns", "positional": True, "many": True},
+    )
     prepare: str = _flag(
         "", 'picture steps done first, such as "crop=100,400,600,900 mirror invert"'
     )
@@ -98,6 +138,8 @@ class Predict:
     save: str = _flag(
         "", "a folder for the answers and the pictures with their answers drawn on them"
     )
+    samples: int = _flag(0, "make so many pictures instead, with a checkpoint such as a dcgan's")
+    seed: int = _flag(0, "seed of the pictures that --samples makes")
     json: bool = _flag(False, "print JSON")
 
 
@@ -138,6 +180,11 @@ class Data:
 
     data: str = _arg("as for train")
     draw: str = _flag("", "write a picture of labelled samples to this file")
+    check: bool = _flag(
+        False,
+        "look at every picture: leaks, near copies, doubtful labels, odd values and sizes; exit "
+        "code 1 if anything was found",
+    )
     val: float = _flag(0.1, "share held out for validation where the data has no val split")
     seed: int = _flag(0, "seed of that split")
     download: bool = _flag(False, "allow downloading the data if it is missing")
@@ -190,6 +237,8 @@ class Augment:
 VERBS: dict[str, tuple[type, ...]] = {
     "train": (Train, Recipe, Options),
     "lab": (Lab, Recipe, Options),
+    "find-lr": (FindLr, Recipe),
+    "sweep": (Sweep, Recipe, Options),
     "evaluate": (Evaluate,),
     "predict": (Predict,),
     "explain": (Explain,),
@@ -250,6 +299,8 @@ def _add(parser: Parser, kind: type, *, sparse: bool) -> None:
         }
         if f.type == "bool":
             options["action"] = "store_true"
+        elif f.type == "list[str]":
+            options |= {"action": "append", "required": required, "metavar": "FIELD=VALUES"}
         else:
             options |= {
                 "type": _TYPES[str(f.type)],
@@ -305,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _verb(name: str) -> Callable[[dict[str, Any]], None]:
     from sigak import commands
 
-    return getattr(commands, f"run_{name}")  # type: ignore[no-any-return]
+    return getattr(commands, f"run_{name.replace('-', '_')}")  # type: ignore[no-any-return]
 
 
 def _guarded(run: Callable[[dict[str, Any]], None], values: dict[str, Any]) -> int:

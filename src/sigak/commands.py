@@ -8,25 +8,33 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sigak import models
 from sigak.errors import Failure, SigakError
 
+if TYPE_CHECKING:
+    from sigak.prediction import Predictor
+
 __all__ = [
     "run_augment",
     "run_data",
     "run_evaluate",
     "run_explain",
+    "run_find_lr",
     "run_image",
     "run_import",
     "run_lab",
     "run_models",
     "run_predict",
+    "run_sweep",
     "run_train",
 ]
+
+if TYPE_CHECKING:
+    from sigak.data import Dataset
 
 Values = dict[str, Any]
 
@@ -84,6 +92,47 @@ def run_lab(values: Values) -> None:
         raise Failure(f"{lost} of {all_of_them} networks could not be trained. {reasons}")
 
 
+def run_find_lr(values: Values) -> None:
+    """`sigak find-lr`"""
+    from sigak import tune
+
+    as_json, draw = values.pop("json"), values.pop("draw", "")
+    model, dataset = values.pop("model"), values.pop("data")
+    if values.pop("batch_size", False):
+        sizes = tune.find_batch(model, dataset, **values)
+        if as_json:
+            return _print_json(sizes.asdict())
+        rows = [(str(n), f"{r:,.0f}") for n, r in zip(sizes.sizes, sizes.images_per_second)]
+        _table([("batch", "images/s"), *rows])
+        return print(f"\n--batch {sizes.suggestion} ({sizes.stopped})")
+    test = tune.find_lr(model, dataset, **values)
+    if draw:
+        tune.draw_rates(test, draw)
+        _say(f"drawn in {draw}")
+    if as_json:
+        return _print_json(test.asdict())
+    lost = "not reached" if test.divergence is None else f"{test.divergence:.2g}"
+    print(f"steepest descent {test.steepest:.2g}, divergence {lost}")
+    return print(f"--lr {test.suggestion:.2g}")
+
+
+def run_sweep(values: Values) -> None:
+    """`sigak sweep`"""
+    from sigak.search import sweep
+
+    as_json = values.pop("json")
+    found = sweep(values.pop("model"), values.pop("data"), values.pop("over"), **values)
+    if as_json:
+        return _print_json(found.asdict())
+    names = list(found.trials[0].params)
+    rows = [
+        (str(t.number), *(_cell(t.params[n]) for n in names), _cell(t.value), t.state)
+        for t in sorted(found.trials, key=found.rank)
+    ]
+    _table([("trial", *names, found.monitor, "state"), *rows])
+    return print(f"\n{found.command}")
+
+
 def run_evaluate(values: Values) -> None:
     """`sigak evaluate`"""
     from sigak.evaluation import evaluate
@@ -125,9 +174,13 @@ def run_predict(values: Values) -> None:
     from sigak.prediction import load
 
     predictor = load(values["checkpoint"], device=values["device"])
+    if values["samples"]:
+        return _run_generate(predictor, values)
     problems: list[Problem] = []
     results = []
     folder = Path(values["save"]) if values["save"] else None
+    if not (values["source"] or predictor.task.generative):
+        raise SigakError("expected pictures, folders or patterns; see `sigak predict --help`")
     answers = predictor.answers(
         values["source"], prepare=values["prepare"], batch=values["batch"], problems=problems
     )
@@ -147,6 +200,21 @@ def run_predict(values: Values) -> None:
         _print_json([r.asdict() for r in results])
     if not results:
         raise SigakError("none of the pictures could be read; see the sentences above")
+    return None
+
+
+def _run_generate(predictor: Predictor, values: Values) -> None:
+    if values["source"] or values["prepare"]:
+        raise SigakError(
+            "--samples makes pictures of its own: leave out the pictures and --prepare"
+        )
+    if not values["save"]:
+        raise SigakError("say where the pictures shall go: add --save FOLDER")
+    made = predictor.generate(values["samples"], seed=values["seed"], batch=values["batch"])
+    files = predictor.task.save(made, Path(values["save"]))
+    if values["json"]:
+        _print_json({"seed": values["seed"], "files": [str(path) for path in files]})
+    _say(f"{len(made)} pictures, and a sheet of all, are in {values['save']}")
 
 
 def run_explain(values: Values) -> None:
@@ -231,8 +299,7 @@ def _summary(name: str) -> None:
     from sigak.summary import summarize
 
     network = models.create(name)
-    given = models.arguments(name)
-    rows = summarize(network, (given["channels"], *given["size"]))
+    rows = summarize(network, models.input_shape(network, models.arguments(name)))
     _table([("layer", "output", "parameters"), *rows])
 
 
@@ -241,15 +308,31 @@ def run_data(values: Values) -> None:
     from sigak import data
     from sigak.io import image
 
-    draw, as_json = values.pop("draw"), values.pop("json")
+    draw, as_json, check = values.pop("draw"), values.pop("json"), values.pop("check")
     dataset = data.load(values.pop("data"), **values)
     if draw:
         image.save(draw, data.sheet(dataset))
         _say(f"samples drawn in {draw}")
+    if check:
+        return _check_data(dataset, as_json)
     if as_json:
         _print_json(data.summary(dataset))
     else:
         print(data.describe_text(dataset), end="")
+    return None
+
+
+def _check_data(dataset: Dataset, as_json: bool) -> None:
+    """`sigak data --check`: exit code 1 where something was found."""
+    from sigak import data, preflight
+
+    findings = preflight.check(dataset, progress=_say)
+    if as_json:
+        _print_json(data.summary(dataset) | {"findings": [asdict(f) for f in findings]})
+    else:
+        print(preflight.describe_findings(findings), end="")
+    if findings:
+        raise Failure(f"{len(findings):,} things to look at in {dataset.name}")
 
 
 def run_image(values: Values) -> None:

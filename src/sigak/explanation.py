@@ -175,7 +175,8 @@ def _heats(
     convolutions = [s for s in seen if isinstance(s.module, nn.Conv2d) and s.is_map]
     rolled = rolled_out(attention, convolutions)
     chosen = checked_map(layer, seen) if layer else deepest_map(seen, convolutions)
-    logit = _logit(target, binary=predictor.task.recipe.label_mode == "binary")
+    binary = predictor.task.recipe.label_mode == "binary"
+    logit, odds = _logit(target, binary=binary), _log_odds(target, binary=binary)
     maps: list[tuple[str, str, Tensor]] = []
     note = ""
     if chosen and (layer or rolled is None):
@@ -189,8 +190,8 @@ def _heats(
         )
         maps.append(("input gradient", "of the logit", input_gradient(network, images, logit)))
     note = note or _nothing_found(maps)
-    drops = occlusion(images, lambda some: _probabilities(predictor, some, target))
-    maps.append(("occlusion", "fall of the probability", drops.clamp_min(0)))
+    drops = occlusion(images, lambda some: odds(predictor.engine(some)))
+    maps.append(("occlusion", "fall of the log-odds", drops.clamp_min(0)))
     return tuple(_heat(*one, sample) for one in maps), convolutions, note
 
 
@@ -214,18 +215,18 @@ def _logit(target: int, *, binary: bool) -> Score:
     return lambda raw: raw[:, target]
 
 
-def _probabilities(predictor: Predictor, images: Tensor, target: int) -> Tensor:
-    """(B,) float64: the target's probability for images (B, C, H, W), as `sigak predict` has it."""
-    count = len(images)
-    batch = Batch(
-        images=images,
-        indices=torch.zeros(count, dtype=torch.int64),
-        matrix=torch.eye(3, dtype=torch.float64).expand(count, 3, 3),
-        sizes=[(images.shape[2], images.shape[3])] * count,
-        sources=[""] * count,
-    )
-    results = predictor.task.predict(predictor.engine, batch)
-    return torch.tensor([float(r.scores[target]) for r in results], dtype=torch.float64)
+def _log_odds(target: int, *, binary: bool) -> Score:
+    """log(p / (1 - p)) of the target: unlike the probability itself it still moves where the
+    network is certain.
+    """
+    if binary:
+        return _logit(target, binary=True)
+
+    def score(raw: Tensor) -> Tensor:
+        others = torch.cat([raw[:, :target], raw[:, target + 1 :]], 1)
+        return (raw[:, target] - others.logsumexp(1)).double()
+
+    return score
 
 
 def _heat(method: str, note: str, found: Tensor, sample: Sample) -> Heat:

@@ -79,6 +79,11 @@ class Predictor:
         """As `stream`, with the prepared picture beside each result."""
         if batch < 1:
             raise SigakError(f"--batch must be at least 1, received {batch}")
+        if self.task.generative:
+            raise SigakError(
+                f"a checkpoint of the task {self.task.name} makes pictures instead of answering "
+                f"for some; give --samples 64 (in Python: generate(64)) in place of pictures"
+            )
         preparation = self.preparation
         if prepare:  # a mistyped step is refused here, before any work
             preparation = replace(preparation, steps=tuple(prepare.split()))
@@ -95,6 +100,23 @@ class Predictor:
                 waiting = []
         if waiting:
             yield from self._answer(waiting)
+
+    def generate(self, samples: int, *, seed: int = 0, batch: int = 64) -> list[Any]:
+        """`samples` results made out of nothing, for checkpoints that make pictures. The first of
+        them are the same whatever `samples` and `batch` are.
+        """
+        if min(samples, batch) < 1:
+            raise SigakError(
+                f"--samples and --batch must be at least 1, received {samples} and {batch}"
+            )
+        starts = range(0, samples, batch)
+        rounds = (range(start, min(start + batch, samples)) for start in starts)
+        device = self.engine.device
+        return [
+            result
+            for places in rounds
+            for result in self.task.generate(self.engine, places, seed, device)
+        ]
 
     def _answer(self, samples: list[Sample]) -> Iterator[tuple[Sample, Result]]:
         batch = Batch.of(samples).to(self.engine.device).floating()

@@ -196,7 +196,8 @@ def story(
         "evaluation": evaluation,
         "evaluated_on": split,
         "mistakes": wrong,
-        "samples": _sheets(training.folder) or _examples(training),
+        "samples": _examples(training),
+        "sheets": _sheets(training.folder),
         "recipe": training.recipe.asdict(),
         "environment": environment(training.device),
         "seconds": float(history["seconds"].sum()),
@@ -210,11 +211,7 @@ def _sheets(folder: Path, most: int = 6) -> list[dict[str, Any]]:
     paths = sorted((folder / SHEETS).glob("epoch-*.png"))
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), most)).round().astype(int))
     return [
-        {
-            "image": image.read(paths[i]),
-            "label": f"epoch {int(paths[i].stem[6:])}",
-            "source": str(paths[i]),
-        }
+        {"epoch": int(paths[i].stem.removeprefix("epoch-")), "image": image.read(paths[i])}
         for i in chosen
     ]
 

@@ -70,7 +70,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(
-    name: str, device: torch.device, network: nn.Module, shape: tuple[int, int, int]
+    name: str, device: torch.device, network: nn.Module, shape: tuple[int, ...]
 ) -> torch.dtype:
     """The precision to train `network` in on pictures of `shape` (C, H, W).
 
@@ -87,7 +87,7 @@ def pick_precision(
     return torch.bfloat16 if capable else torch.float32
 
 
-def _gains_on_cpu(network: nn.Module, shape: tuple[int, int, int]) -> bool:
+def _gains_on_cpu(network: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether large plain products make up the work: below 5 million multiplications a picture the
     conversions cost more than they save, and depthwise convolutions have no bfloat16 kernels.
     """

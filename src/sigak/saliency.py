@@ -233,7 +233,7 @@ def _squares(size: tuple[int, int], side: tuple[int, int]) -> Tensor:
     starts = []
     for whole, part in zip(size, side, strict=True):
         last = max(0, whole - part)
-        starts.append([*range(0, last, max(1, part // 2)), last])
+        starts.append([*range(0, last, (part + 1) // 2), last])
     masks = torch.zeros(len(starts[0]) * len(starts[1]), *size, dtype=torch.bool)
     for place, (top, left) in enumerate((y, x) for y in starts[0] for x in starts[1]):
         masks[place, top : top + side[0], left : left + side[1]] = True

@@ -10,8 +10,8 @@ from sigak.models._entry import count_parameters
 __all__ = ["summarize"]
 
 
-def summarize(network: nn.Module, shape: tuple[int, int, int]) -> list[tuple[str, str, str]]:
-    """(layer, output shape, parameters) of every leaf layer in the order it runs on images of
+def summarize(network: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, str, str]]:
+    """(layer, output shape, parameters) of every leaf layer in the order it runs on inputs of
     `shape` (C, H, W).
 
     Parameters are counted as Keras does, batch-norm statistics included; the last rows are the

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -314,10 +314,9 @@ class Training:
 
     def _refuse_nan(self, number: int) -> None:
         if not math.isfinite(float(self.sums["loss"])):
-            lr = self.current_lr()
             raise Failure(
                 f"the loss became NaN or infinite in epoch {self.epoch}, step {number + 1} "
-                f"(learning rate {lr:.3g}); "
+                f"(learning rate {self.current_lr():.3g}); "
                 f"try a lower --lr, --clip 1 or --precision float32. The best weights so far are "
                 f"in {self.folder}."
             )
@@ -334,13 +333,14 @@ class Training:
             # The wrapper only learns of parameters that can move when it is made. Where there are
             # several optimisers, each step leaves the other parts without gradients.
             self.accelerator.free_memory()
-            several = len(self.optimizers) > 1
             self.accelerator.ddp_handler = DistributedDataParallelKwargs(
-                find_unused_parameters=several
+                find_unused_parameters=len(self.optimizers) > 1
             )
             self.parallel = self.accelerator.prepare_model(self.network)
 
     def _epoch_logs(self, seconds: float) -> dict[str, float]:
+        if self.world > 1:  # every process has seen other pictures: take the main one's statistics
+            broadcast([*self.network.buffers(), *self._evaluated().buffers()])
         reduced = {k: float(self.accelerator.reduce(v, "sum")) for k, v in self.sums.items()}
         count = reduced.pop("count")
         logs = {name: total / count for name, total in reduced.items()}

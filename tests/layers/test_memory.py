@@ -15,8 +15,8 @@ torch.set_num_threads(1)
 def faults():
     for _ in range(6):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        value = torch.ones(1_000_000).requires_grad_()
-        for _ in range(8):
+        value = torch.ones(6_000_000).requires_grad_()
+        for _ in range(6):
             value = value.sin()
         value.sum().backward()
         del value
@@ -35,7 +35,8 @@ def test_a_step_faults_its_memory_in_once():
     stock, agreed, kept = done.stdout.split()
     if agreed == "False":
         pytest.skip("another C library")
-    assert int(stock) > 1000 > int(kept)
+    assert int(stock) > 1000
+    assert int(kept) < int(stock) / 4
 
 
 def test_other_systems_are_left_alone(monkeypatch):

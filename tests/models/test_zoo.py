@@ -128,9 +128,9 @@ def test_learning(name):
     named = dict(network.named_parameters())
     assert any(key.startswith(head) for key in named), f"{network.head} name no layers"
     labels = torch.tensor([0, 1, 2, 1])
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-4)
     losses = []
-    for _ in range(4):
+    for _ in range(6):
         loss = nn.functional.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()

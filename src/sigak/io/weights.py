@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sigak.io import keras_weights
 from sigak.structures import Failure, SigakError
 
 __all__ = ["find_checkpoint", "header", "pack", "read", "read_foreign", "unpack", "write"]
@@ -116,8 +117,8 @@ def _refuse_pickle(path: Path) -> None:
 
 
 def read_foreign(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a safetensors, .pt, .pth, .th or .bin file, without executing
-    anything.
+    """The named tensors of a safetensors, .pt, .pth, .th, .bin, .h5 or .keras file, without
+    executing anything.
     """
     path = Path(path)
     if not path.is_file():
@@ -128,6 +129,8 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise SigakError(f"{path} is not a whole safetensors file ({error})") from error
+    if path.suffix in keras_weights.SUFFIXES:
+        return keras_weights.read(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -41,6 +41,7 @@ FAMILIES = (
     "mobilenet",
     "nasnet",
     "classics",
+    "keras_nets",
     "timm_nets",
     # generation
     "dcgan",

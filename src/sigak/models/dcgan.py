@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ def _generator(
 ) -> nn.Sequential:
     """(B, latent, 1, 1) -> (B, channels, H, W) in [-1, 1]; widths from the smallest maps on."""
     layers: list[nn.Module] = [nn.ConvTranspose2d(latent, widths[0], start, bias=False)]
-    for before, after in zip(widths, widths[1:]):
+    for before, after in pairwise(widths):
         layers += [nn.BatchNorm2d(before), nn.ReLU()]
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
     layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU()]
@@ -120,7 +121,7 @@ def _generator(
 def _discriminator(start: tuple[int, int], widths: Sequence[int], channels: int) -> nn.Sequential:
     """(B, channels, H, W) in [-1, 1] -> (B, 1, 1, 1); widths from the largest maps on."""
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, 2, 1, bias=False)]
-    for before, after in zip(widths, widths[1:]):
+    for before, after in pairwise(widths):
         layers += [nn.LeakyReLU(0.2), nn.Conv2d(before, after, 4, 2, 1, bias=False)]
         layers += [nn.BatchNorm2d(after)]
     layers += [nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 1, start, bias=False)]

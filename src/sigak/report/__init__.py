@@ -25,6 +25,7 @@ _Sections = Sequence[tuple[str, Callable[[Mapping[str, Any]], Markup]]]
 _RUN: _Sections = (
     ("", _results.headline),
     ("Learning", _results.learning),
+    ("Pictures", _results.sheets),
     ("Mistakes", _results.mistakes),
     ("Confusion", _results.confusion),
     ("Classes", _results.classes),
@@ -59,7 +60,8 @@ def write(path: str | Path, run: Mapping[str, Any]) -> Path:
     history {epoch, loss, val_loss, accuracy, val_accuracy, lr}, lists of equal length;
     best_epoch int; evaluation, what `sigak.metrics.Classification.compute` gives; evaluated_on
     "val" or "test"; mistakes [{source, truth, label, score, truth_score, image}] and samples
-    [{source, label, image}], labels as names or class indices, images uint8 (H, W, C);
+    [{source, label, image}], labels as names or class indices, images uint8 (H, W, C); sheets
+    [{epoch, image}], what a generator made;
     recipe {field: value}; command str, what repeats the run (else put together from the recipe);
     environment {name: value}; seconds float; images_per_second float; checkpoint str.
 

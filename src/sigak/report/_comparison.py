@@ -142,11 +142,11 @@ def effects(comparison: Comparison) -> Markup:
             effect["model"],
             f"{effect['against']}, {percent(effect['before'])}",
             percent(effect["after"]),
-            tag("b", points(effect["change"])),
+            tag("b", _points(effect["change"])),
             f"±{100 * effect['margin']:.1f}",
             effect["verdict"],
         ]
-        cells.append(line + ([points(effect.get("published"))] if published else []))
+        cells.append(line + ([_points(effect.get("published"))] if published else []))
     split = _SPLITS.get(comparison["measured_on"], comparison["measured_on"])
     note = (
         f"Accuracy on {split} and its difference in points. Chance is how far two equal networks "
@@ -193,7 +193,7 @@ def setup(comparison: Comparison) -> Markup:
     )
 
 
-def points(share: float | None) -> str:
+def _points(share: float | None) -> str:
     """A difference of two shares in points, with its sign."""
     return DASH if share is None else f"{100 * share:+.1f}".replace("-", "−")
 
@@ -215,7 +215,7 @@ def _figures(row: Mapping[str, Any]) -> list[object]:
         row["parameters"],
         f"{row['best_epoch']} of {row['epochs']}",
         *(bar(row[f"{split}_accuracy"]) for split in ("train", "val", "test")),
-        points(row["gap"]),
+        _points(row["gap"]),
         duration(row["seconds"]),
         round(row["images_per_second"]),
     ]

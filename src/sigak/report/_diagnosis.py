@@ -21,7 +21,8 @@ def diagnose(history: Mapping[str, Sequence[float | None]]) -> str:
 
     `history` holds lists with one value per epoch: loss, val_loss, accuracy and val_accuracy as
     shares, and epoch, the numbers of the epochs (1, 2, ... where missing). All but loss may be
-    missing; None stands for "not measured", and so does NaN, unless a loss ends in it.
+    missing; of a generator val_kid is read instead. None stands for "not measured", and so does
+    NaN, unless a loss ends in it.
     """
     run = _Run(
         epochs=list(history.get("epoch") or range(1, len(history.get("loss") or []) + 1)),
@@ -29,6 +30,8 @@ def diagnose(history: Mapping[str, Sequence[float | None]]) -> str:
     )
     if not run.measured("loss"):
         return "No epoch was recorded."
+    if history.get("val_kid"):
+        return _generating(run.epochs, history)
     checks: list[Callable[[_Run], str]] = [
         _diverged, _one_epoch, _not_validated, _rising, _improving, _gaping, _underfitting,
     ]  # fmt: skip
@@ -36,6 +39,30 @@ def diagnose(history: Mapping[str, Sequence[float | None]]) -> str:
         if found := check(run):
             return found
     return f"{_standing(run)}: no sign of overfitting or underfitting."
+
+
+_WON = 0.1  # discriminator loss below which the generator has little left to learn from
+
+
+def _generating(epochs: Sequence[Any], history: Mapping[str, Sequence[float | None]]) -> str:
+    """What the distance between made and held-out pictures says; losses of adversaries do not tell
+    how good the pictures are.
+    """
+    pairs = zip(epochs, history["val_kid"])
+    known = [(value, int(e)) for e, value in pairs if value is not None and math.isfinite(value)]
+    if not known:
+        return "The distance of the pictures could not be measured: training diverged."
+    (first, _), (_, last), (lowest, best) = known[0], known[-1], min(known)
+    told = (
+        f"The pictures came nearest to held-out ones in epoch {best}: kernel distance "
+        f"{lowest:.3g}, after {first:.3g} in the first."
+    )
+    losses = history.get("discriminator_loss") or [None]
+    if losses[-1] is not None and losses[-1] < _WON:
+        told += " The discriminator has won: try --label-smoothing 0.1 or a lower --lr."
+    elif best == last:
+        told += " It was still falling: train for more (--epochs)."
+    return told
 
 
 _SERIES = ("loss", "val_loss", "accuracy", "val_accuracy")

@@ -31,7 +31,7 @@ from sigak.report._parts import (
 )
 from sigak.report._pictures import picture
 
-__all__ = ["calibration", "classes", "confusion", "headline", "learning", "mistakes"]
+__all__ = ["calibration", "classes", "confusion", "headline", "learning", "mistakes", "sheets"]
 
 Run = Mapping[str, Any]
 
@@ -64,6 +64,7 @@ def headline(run: Run) -> Markup:
         ),
         card(percent(found.get("top5")), f"{where} top-5 accuracy"),
         card(number(found.get("loss")), f"{where} loss"),
+        card(number(found.get("kid")), f"{where} kernel distance", "KID, lower is nearer"),
         card(number(best), "best epoch", f"of {epochs}" if epochs else ""),
         card(DASH if seconds is None else duration(seconds), "training time"),
         card(number(run.get("images_per_second")), "images per second"),
@@ -88,6 +89,10 @@ def learning(run: Run) -> Markup:
         return curves(title, epochs, lines, best, share)
 
     charts = [chart("Loss", "loss"), chart("Accuracy", "accuracy", share=True)]
+    if history.get("val_kid"):  # of adversaries the sum of the losses says nothing
+        sides = [("discriminator", "other"), ("generator", "main")]
+        lines = [Line(n, history[f"{n}_loss"], s) for n, s in sides if history.get(f"{n}_loss")]
+        charts = [chart("Kernel distance", "kid"), curves("Losses", epochs, lines, best)]
     rates = history.get("lr") or []
     if len(set(rates)) > 1:
         line = Line("learning rate", rates, "main")
@@ -97,6 +102,25 @@ def learning(run: Run) -> Markup:
         "Learning",
         tag("p", *unbroken(diagnose(history)), class_="verdict"),
         tag("div", *(c for c in charts if c), _best_epoch(history, epochs, best), class_="pair"),
+    )
+
+
+def sheets(run: Run) -> Markup:
+    """What the network made after some of the epochs."""
+    made = run.get("sheets") or []
+    if not made:
+        return Markup()
+    hint = "Made from the same random numbers every time, so that the sheets can be compared."
+    figures = (
+        tag(
+            "figure",
+            tag("figcaption", tag("b", f"epoch {sheet['epoch']}")),
+            picture(sheet["image"], 560, f"pictures made after epoch {sheet['epoch']}", "sheet"),
+        )
+        for sheet in made
+    )
+    return section(
+        "pictures", "Pictures", tag("p", hint, class_="soft"), tag("div", *figures, class_="pair")
     )
 
 

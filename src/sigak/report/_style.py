@@ -152,6 +152,7 @@ summary { cursor: pointer; color: var(--soft); }
 .gallery b { color: var(--ink); overflow-wrap: anywhere; }
 .gallery small { display: block; margin-top: 4px; overflow-wrap: anywhere; }
 .sharp { image-rendering: pixelated; }
+.sheet { width: 100%; image-rendering: pixelated; }
 .sample {
   display: grid; grid-template-columns: 120px 1fr; gap: 4px 12px; align-items: center;
   margin-bottom: 8px; break-inside: avoid;

@@ -95,6 +95,21 @@ class Task(ABC):
         """(place in `results`, facts for the report), the worst answer first; none by default."""
         return []
 
+    def generate(
+        self,
+        network: Callable[[Tensor], Any],
+        places: Sequence[int],
+        seed: int,
+        device: torch.device | str,
+    ) -> list[Any]:
+        """One Result a place, made out of nothing and the same for the same seed and place;
+        SigakError where the task makes none.
+        """
+        raise SigakError(
+            f"a checkpoint of the task {self.name} makes no pictures, it answers for some: name "
+            f"them, and leave out --samples"
+        )
+
     def sheet(
         self, network: Callable[[Tensor], Any], device: torch.device | str
     ) -> np.ndarray | None:

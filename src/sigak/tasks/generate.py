@@ -180,7 +180,8 @@ def _bce(logits: Tensor, target: float) -> Tensor:
 
 
 class Distance:
-    """KID between the pictures of the batches and those made beside them, on `RandomFeatures`.
+    """KID between the pictures of the batches and those made beside them, on `RandomFeatures`,
+    standardised by those of the batches.
 
     The first 5,000 pictures of each kind are compared.
     """
@@ -208,7 +209,7 @@ class Distance:
     def compute(self) -> dict[str, Any]:
         """{count, kid, features}; kid is NaN for fewer than two pictures."""
         real, made = (torch.cat(rows)[:_MOST] for rows in (self.real, self.made))
-        distance = kid(real, made) if len(real) > 1 else math.nan
+        distance = kid(*_standardized(real, made)) if len(real) > 1 else math.nan
         return {"count": self.count, "kid": distance, "features": RandomFeatures.about}
 
 
@@ -226,10 +227,20 @@ def kid(real: Tensor, made: Tensor) -> float:
     return within - 2.0 * _kernel_sum(real, made, False) / (n * m)
 
 
+def _standardized(real: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+    """Both kinds of features by the mean and spread of the real ones: without it the kernel sees
+    little but the large mean that features after a ReLU have in common.
+    """
+    mean, spread = real.mean(0), real.std(0)
+    # A feature that hardly varies must not outweigh all others.
+    spread = (spread + 0.1 * spread.mean()).clamp_min(1e-6)
+    return (real - mean) / spread, (made - mean) / spread
+
+
 def _kernel_sum(x: Tensor, y: Tensor, others: bool) -> float:
     """The sum of the kernel over all pairs; `others`: without those of a row with itself."""
     total = 0.0
-    for rows in x.split(_BLOCK):
+    for rows in torch.split(x, _BLOCK):
         total += float(((rows @ y.T) / x.shape[1] + 1.0).pow(3).sum())
     own = (x.square().sum(1) / x.shape[1] + 1.0).pow(3).sum() if others else 0.0
     return total - float(own)
@@ -245,7 +256,7 @@ class RandomFeatures(nn.Module):
     each other, not with figures that were published for other features.
     """
 
-    about = "random convolutional network, 32x32 pixels, 512 features"
+    about = "random convolutional network, 32x32 pixels, 512 features, standardised"
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,7 +267,7 @@ class RandomFeatures(nn.Module):
             spread = math.sqrt(2.0 / (9 * before))  # He et al. 2015: keeps the scale of features
             kernel = torch.randn(layer.weight.shape, generator=generator) * spread
             layer.weight = nn.Parameter(kernel, requires_grad=False)
-            layers += [layer, nn.ReLU(), nn.AvgPool2d(2)]
+            layers += [layer, nn.ReLU(), nn.MaxPool2d(2)]
         self.layers = nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten())
 
     def forward(self, pictures: Tensor) -> Tensor:
