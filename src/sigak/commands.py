@@ -16,6 +16,7 @@ from sigak import models
 from sigak.errors import Failure, SigakError
 
 if TYPE_CHECKING:
+    from sigak.data import Dataset
     from sigak.prediction import Predictor
 
 __all__ = [
@@ -32,9 +33,6 @@ __all__ = [
     "run_sweep",
     "run_train",
 ]
-
-if TYPE_CHECKING:
-    from sigak.data import Dataset
 
 Values = dict[str, Any]
 

@@ -41,11 +41,12 @@ def build_parts(
     network: nn.Module, head: tuple[str, ...], recipe: Recipe, pretrained: bool
 ) -> dict[str, torch.optim.Optimizer]:
     """One optimiser for each of the network's `parts` {name: submodule}; "main" for all of a
-    network that has none. A network's `betas` are those of its Adam.
+    network that has none. A network's `betas` are those of its Adam. Without a head all of it moves
+    at the full rate, pretrained or not.
     """
     parts: dict[str, str] = getattr(network, "parts", {"main": ""})
     optimizers = {
-        name: build(network.get_submodule(path), head, recipe, pretrained)
+        name: build(network.get_submodule(path), head, recipe, pretrained and bool(head))
         for name, path in parts.items()
     }
     for optimizer in optimizers.values():

@@ -377,8 +377,8 @@ def _unseen(pictures: Tensor, labels: Tensor, classes: int, seed: int) -> Tensor
 
 
 def _fit(network: torch.nn.Module, pictures: Tensor, labels: Tensor, batch: int = 64) -> None:
-    """A short training: 8 passes, but 100 to 300 steps of `batch` pictures."""
-    steps = min(max(8 * len(labels) // batch, 100), 300)
+    """A short training: 8 passes, but 80 to 300 steps of `batch` pictures."""
+    steps = min(max(8 * len(labels) // batch, 80), 300)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     network.train()

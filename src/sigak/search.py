@@ -178,6 +178,14 @@ class Span:
     log: bool = False
     choices: tuple[Any, ...] = ()
 
+    def rounded(self, value: Any) -> Any:
+        """A number with three digits, which is what its line and the command say; choices as they
+        are.
+        """
+        if not isinstance(value, float) or self.choices:
+            return value
+        return min(max(float(f"{value:.3g}"), self.low), self.high)
+
     def distribution(self) -> Any:
         """The same for Optuna."""
         kinds = _optuna().distributions
@@ -291,11 +299,12 @@ class _Search:
         """Choose, train, and say how it went."""
         number = len(self.found.trials)
         candidate = self._study(number).ask(self._distributions())
+        params = {name: span.rounded(candidate.params[name]) for name, span in self.space.items()}
         folder = self.found.folder / f"trial-{number:03d}"
         where = {"resume": str(folder)} if (folder / RESUME).exists() else {"out": str(folder)}
         watch = _Watch(candidate, self.found.monitor)
         begun, state, reason = time.perf_counter(), "complete", ""
-        changes = {**self.changes, **candidate.params, "out": "", "quiet": True, **where}
+        changes = {**self.changes, **params, "out": "", "quiet": True, **where}
         try:
             train(self.model, self.dataset, callbacks=[watch], **changes)
         except _GivenUp:
@@ -309,7 +318,7 @@ class _Search:
         pick = np.nanmax if self.found.rising else np.nanmin
         value = float(pick(watch.values)) if watch.values and state != "failed" else None
         seconds = time.perf_counter() - begun
-        return Trial(number, candidate.params, state, value, watch.values, seconds, reason)
+        return Trial(number, params, state, value, watch.values, seconds, reason)
 
     def _distributions(self) -> dict[str, Any]:
         return {name: span.distribution() for name, span in self.space.items()}

@@ -119,7 +119,7 @@ class Training:
         self.digest = data.digest(dataset)
         self._prepare_data()
         self._prepare_network()
-        watched = options.monitor or (self.task.monitor if self.val_feed else "loss")
+        watched = options.monitor or self.task.monitor(bool(self.val_feed))
         self.keeper = ModelCheckpoint(files.BEST, watched)
         self.callbacks = [self.keeper, *asked_for(options, watched, log=self.main), *callbacks]
         # Where the run stands; everything here is in the resume file.

@@ -29,7 +29,7 @@ __all__ = ["BatchTest", "RateTest", "draw_rates", "find_batch", "find_lr"]
 
 _WORSE = 4.0  # times the best loss at which a range test stops
 _LATE = 0.25  # share of what was gained that is lost again where a test counts as diverging
-_GAIN = 1.1  # a doubled batch must be so many times faster
+_GAIN = 1.1  # of two doublings one must be so many times faster
 _TIMED = 3  # steps a batch size is timed for
 
 
@@ -225,7 +225,7 @@ def find_batch(
                 break
             sizes.append(size)
             rates.append(rate)
-            if len(rates) > 1 and rate < _GAIN * max(rates[:-1]):
+            if len(rates) > 2 and max(rates[-2:]) < _GAIN * max(rates[:-2]):
                 stopped = "a larger batch is hardly faster"
                 break
             if 2 * size > total:

@@ -116,6 +116,8 @@ def test_two_optimisers_with_the_betas_of_the_paper():
         assert {group["lr"] for group in optimizer.param_groups} == {2e-4}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         assert held == {id(p) for p in network.get_submodule(name).parameters()}
+    tuned = optimize.build_parts(network, network.head, recipe, pretrained=True)
+    assert tuned["generator"].param_groups[0]["base_lr"] == 2e-4
     usual = optimize.build_parts(models.create("lenet5"), ("output",), Recipe(), pretrained=False)
     assert list(usual) == ["main"]
     assert usual["main"].param_groups[0]["betas"] == (0.9, 0.999)

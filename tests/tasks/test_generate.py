@@ -56,6 +56,7 @@ def digits():
 
 
 def trained(place, digits, **changes):
+    torch.set_num_threads(1)  # the networks are tiny
     where = {} if "resume" in changes else {"out": str(place)}
     return sigak.train("dcgan-tiny", digits, **RECIPE | where | changes)
 
@@ -64,8 +65,9 @@ def trained(place, digits, **changes):
 def run(tmp_path_factory, digits):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(dcgan.MODELS, "dcgan-tiny", TINY)
-        place = tmp_path_factory.mktemp("runs") / "whole"
-        return trained(place, digits, batch=20, epochs=5)
+        place, threads = tmp_path_factory.mktemp("runs") / "whole", torch.get_num_threads()
+        yield trained(place, digits, batch=20, epochs=5)
+        torch.set_num_threads(threads)
 
 
 # ------------------------------------------------------------------ the losses
@@ -105,6 +107,12 @@ def test_what_is_not_for_generators_is_refused():
     for changes in ({"l2": 1e-3}, {"freeze": "backbone"}):
         with pytest.raises(SigakError, match=f"--{next(iter(changes))}"):
             task(**changes)
+
+
+def test_a_generator_needs_held_out_pictures(tmp_path):
+    with pytest.raises(SigakError, match="judged by held-out pictures.*--val 0.1"):
+        sigak.train("dcgan-tiny", "digits", val=0, out=str(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 # ------------------------------------------------------------------ the distance
@@ -287,12 +295,28 @@ def test_both_halves_are_in_the_checkpoint(run):
     assert header["task"] == "generate"
 
 
+def test_pictures_of_a_folder_and_weights_to_begin_with(folder, tmp_path):
+    """RGB pictures of any size, and a second training that takes up what a first has learnt."""
+    pets = folder(count=12, size=(20, 24), suffix=".jpg")
+    first = trained(tmp_path / "first", pets, epochs=1, batch=8, val=0.3)
+    tensors = files.read(first.checkpoint)[0]
+    assert tensors["generator.6.weight"].shape[1] == 3
+    second = trained(
+        tmp_path / "second", pets, epochs=1, batch=8, val=0.3, lr=0.0, ema=0.0,
+        pretrained=str(first.checkpoint),
+    )  # fmt: skip
+    again = files.read(second.checkpoint)[0]
+    for name, value in tensors.items():
+        if name.endswith("weight"):
+            assert torch.equal(again[name], value), name
+
+
 class Cut(Exception):  # noqa: N818 - an event, not an error
     """Raised in the middle of a run, as a power cut would."""
 
 
 def outcome(folder):
-    """Every figure that is not a time, the best weights, the sheets, and the state to go on from."""
+    """Every figure that is not a time, the sheets, the best weights and the resume state."""
     table = np.genfromtxt(folder / "metrics.csv", delimiter=",", names=True)
     timed = ("seconds", "images_per_second")
     figures = {name: table[name].tolist() for name in table.dtype.names if name not in timed}

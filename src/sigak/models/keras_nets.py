@@ -3,7 +3,9 @@
 Rows end in -keras: the networks of `classics` with Keras's epsilons, strides, paddings and picture
 normalisation, and the conversion of its weights files (https://keras.io/api/applications). Names
 and layouts are translated layer by layer; a convolution's bias that batch norm follows becomes part
-of its mean.
+of its mean. mobilenet-keras answers as Keras does at multiples of 32 pixels: elsewhere Keras's
+padding is off the centre. The EfficientNets always normalise pictures by ImageNet's statistics, as
+Keras's released weights do; a normalisation layer adapted to other pictures is not taken over.
 
 Input (B, C, H, W) in [0, 1], output (B, classes) logits, where Keras gives their softmax.
 """

@@ -51,7 +51,6 @@ class Task(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
-    monitor: ClassVar[str] = "val_loss"  # the figure that tells the best epoch
     generative: ClassVar[bool] = (
         False  # makes pictures out of nothing instead of answering for some
     )
@@ -64,6 +63,10 @@ class Task(ABC):
     @abstractmethod
     def outputs(self) -> int:
         """How many classes the network is built with."""
+
+    def monitor(self, validated: bool) -> str:
+        """The figure that tells the best epoch, with held-out pictures and without."""
+        return "val_loss" if validated else "loss"
 
     @abstractmethod
     def collate(self, samples: Sequence[Sample]) -> Batch:

@@ -27,7 +27,17 @@ from sigak.recipe import Recipe
 from sigak.structures import Batch, Sample, SigakError
 from sigak.tasks import Task
 
-__all__ = ["LATENT", "TASK", "Distance", "Generate", "Generated", "RandomFeatures", "kid", "tile"]
+__all__ = [
+    "LATENT",
+    "TASK",
+    "Distance",
+    "Generate",
+    "Generated",
+    "RandomFeatures",
+    "kid",
+    "latents",
+    "tile",
+]
 
 LATENT = 100  # random numbers a picture is made of, as many as the DCGAN paper takes
 _SHEET = 64  # pictures on the sheet of an epoch
@@ -58,7 +68,6 @@ class Generate(Task):
 
     name = "generate"
     needs = ("image",)
-    monitor = "val_kid"
     generative = True
 
     def __init__(self, classes: Sequence[str], recipe: Recipe) -> None:
@@ -71,6 +80,14 @@ class Generate(Task):
     @property
     def outputs(self) -> int:
         return 0
+
+    def monitor(self, validated: bool) -> str:
+        if not validated:
+            raise SigakError(
+                "a generator is judged by held-out pictures, and there are none; give --val 0.1, "
+                "or name a figure with --monitor discriminator_loss"
+            )
+        return "val_kid"
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         return Batch.of(samples)
