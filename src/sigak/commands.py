@@ -96,6 +96,7 @@ def run_find_lr(values: Values) -> None:
 
     as_json, draw = values.pop("json"), values.pop("draw", "")
     model, dataset = values.pop("model"), values.pop("data")
+    climb = {name: values.pop(name) for name in ("low", "high", "steps") if name in values}
     if values.pop("batch_size", False):
         sizes = tune.find_batch(model, dataset, **values)
         if as_json:
@@ -103,7 +104,7 @@ def run_find_lr(values: Values) -> None:
         rows = [(str(n), f"{r:,.0f}") for n, r in zip(sizes.sizes, sizes.images_per_second)]
         _table([("batch", "images/s"), *rows])
         return print(f"\n--batch {sizes.suggestion} ({sizes.stopped})")
-    test = tune.find_lr(model, dataset, **values)
+    test = tune.find_lr(model, dataset, **climb, **values)
     if draw:
         tune.draw_rates(test, draw)
         _say(f"drawn in {draw}")
@@ -330,7 +331,7 @@ def _check_data(dataset: Dataset, as_json: bool) -> None:
     else:
         print(preflight.describe_findings(findings), end="")
     if findings:
-        raise Failure(f"{len(findings):,} things to look at in {dataset.name}")
+        raise Failure(f"things to look at in {dataset.name}: {len(findings):,}")
 
 
 def run_image(values: Values) -> None:

@@ -335,7 +335,7 @@ def _labels(look: _Look, seed: int) -> Iterator[Finding]:
     counts = np.bincount(look.labels[chosen], minlength=len(look.classes))
     if counts[counts > 0].min() < 2 * _FEW:
         return
-    pictures = torch.from_numpy(look.thumbnails[chosen]).permute(0, 3, 1, 2)
+    pictures = torch.from_numpy(look.thumbnails[chosen])
     labels = torch.from_numpy(look.labels[chosen]).long()
     rounds = [_unseen(pictures, labels, len(look.classes), seed + i) for i in range(2)]
     scores = torch.stack(rounds).mean(0)
@@ -370,21 +370,26 @@ def _unseen(pictures: Tensor, labels: Tensor, classes: int, seed: int) -> Tensor
         network.eval()
         with torch.inference_mode():
             parts = [
-                network(part.float() / 255).softmax(1) for part in torch.split(pictures[there], 512)
+                network(_floating(part)).softmax(1) for part in torch.split(pictures[there], 512)
             ]
         scores[there] = torch.cat(parts)
     return scores
 
 
-def _fit(network: torch.nn.Module, pictures: Tensor, labels: Tensor, batch: int = 64) -> None:
-    """A short training: 8 passes, but 80 to 300 steps of `batch` pictures."""
-    steps = min(max(8 * len(labels) // batch, 80), 300)
+def _floating(pictures: Tensor) -> Tensor:
+    """(B, H, W, C) uint8 as a network takes it, in channels_last memory."""
+    return pictures.permute(0, 3, 1, 2).float() / 255
+
+
+def _fit(network: torch.nn.Module, pictures: Tensor, labels: Tensor, batch: int = 32) -> None:
+    """A short training: 8 passes, but 100 to 500 steps of `batch` pictures."""
+    steps = min(max(8 * len(labels) // batch, 100), 500)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     network.train()
     for _ in range(steps):
         part = torch.randint(len(labels), (batch,))
-        loss = F.cross_entropy(network(pictures[part].float() / 255), labels[part])
+        loss = F.cross_entropy(network(_floating(pictures[part])), labels[part])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

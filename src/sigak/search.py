@@ -29,7 +29,7 @@ from sigak.training import train
 
 __all__ = ["Sweep", "Trial", "sweep"]
 
-FILE = "sweep.json"
+_FILE = "sweep.json"
 _RANDOM = 8  # trials drawn at random before the estimator has something to go by
 _COMPARED = 4  # trials that must have ended before one is given up
 
@@ -125,13 +125,13 @@ def sweep(
     folder = Path(options.out or Path("runs") / f"sweep-{model}-{dataset.name}")
     rising = ModelCheckpoint(monitor=monitor).sign > 0
     found = Sweep(folder, monitor, rising, _earlier(folder, asked))
-    search = _Search(model, dataset, changes, space, recipe.seed, found)
+    search = _Search(model, dataset, changes, space, recipe, found)
     progress, begun = Progress(visible=not options.quiet), time.perf_counter()
     while len(found.trials) < trials:
         if seconds and time.perf_counter() - begun > seconds:
             break
         found.trials.append(search.next_trial())
-        RunFolder(folder).write_json(FILE, asked | {"trials": found.asdict()["trials"]})
+        RunFolder(folder).write_json(_FILE, asked | {"trials": found.asdict()["trials"]})
         progress.say(_line(found.trials[-1], monitor))
     best = found.best
     if best is None:
@@ -167,7 +167,7 @@ def _optuna() -> Any:
 
 
 @dataclass(frozen=True)
-class Span:
+class _Span:
     """Values of a field of the recipe: `choices`, or numbers from `low` to `high`, ends included,
     whole ones, or spread by magnitude (`log`).
     """
@@ -211,7 +211,7 @@ def _words(over: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
     return {name.strip().replace("-", "_"): value.strip() for name, value in pairs}
 
 
-def _space(words: Mapping[str, str], recipe: Recipe) -> dict[str, Span]:
+def _space(words: Mapping[str, str], recipe: Recipe) -> dict[str, _Span]:
     """What to search; every end and choice is tried on the recipe, so mistakes show at once."""
     space = {}
     for name, word in words.items():
@@ -222,11 +222,11 @@ def _space(words: Mapping[str, str], recipe: Recipe) -> dict[str, Span]:
             low, high = (_value(name, end, kind) for end in ends)
             if not low < high:
                 raise SigakError(f"--over {name}={word}: the first end must be below the second")
-            space[name] = Span(low, high, kind is int, low > 0 and high / low >= 10)
+            space[name] = _Span(low, high, kind is int, low > 0 and high / low >= 10)
             tried: Sequence[Any] = (low, high)
         else:
             tried = tuple(_value(name, part.strip(), kind) for part in word.split(","))
-            space[name] = Span(choices=tuple(tried))
+            space[name] = _Span(choices=tuple(tried))
         for value in tried:
             optimize.check(replace(recipe, **{name: value}))
     return space
@@ -247,7 +247,7 @@ def _value(name: str, word: str, kind: type) -> Any:
 
 def _earlier(folder: Path, asked: Mapping[str, Any]) -> list[Trial]:
     """The trials that `folder` holds of this very sweep."""
-    path = folder / FILE
+    path = folder / _FILE
     if not path.exists():
         return []
     saved = json.loads(path.read_text(encoding="utf-8"))
@@ -269,18 +269,18 @@ class _Watch(Callback):
 
     state = ("values",)  # a trial that was cut off reports its earlier epochs again
 
-    def __init__(self, trial: Any, monitor: str) -> None:
-        self.trial, self.monitor = trial, monitor
+    def __init__(self, trial: Any, monitor: str, epochs: int) -> None:
+        self.trial, self.monitor, self.epochs = trial, monitor, epochs
         self.values: list[float] = []
 
     def on_train_begin(self, run: RunState) -> None:
-        for epoch, value in enumerate(self.values, 1):
-            self.trial.report(value, epoch)
+        for step, value in enumerate(self.values):
+            self.trial.report(value, step)
 
     def on_epoch_end(self, run: RunState, epoch: int, logs: Mapping[str, float]) -> None:
         self.values.append(float(logs[self.monitor]))
-        self.trial.report(self.values[-1], epoch)
-        if self.trial.should_prune():
+        self.trial.report(self.values[-1], epoch - 1)  # Optuna counts from 0
+        if epoch < self.epochs and self.trial.should_prune():
             raise _GivenUp
 
 
@@ -291,8 +291,8 @@ class _Search:
     model: str
     dataset: Dataset
     changes: Mapping[str, Any]
-    space: Mapping[str, Span]
-    seed: int
+    space: Mapping[str, _Span]
+    recipe: Recipe
     found: Sweep
 
     def next_trial(self) -> Trial:
@@ -302,7 +302,8 @@ class _Search:
         params = {name: span.rounded(candidate.params[name]) for name, span in self.space.items()}
         folder = self.found.folder / f"trial-{number:03d}"
         where = {"resume": str(folder)} if (folder / RESUME).exists() else {"out": str(folder)}
-        watch = _Watch(candidate, self.found.monitor)
+        epochs = params.get("epochs", self.recipe.epochs)
+        watch = _Watch(candidate, self.found.monitor, epochs)
         begun, state, reason = time.perf_counter(), "complete", ""
         changes = {**self.changes, **params, "out": "", "quiet": True, **where}
         try:
@@ -326,7 +327,7 @@ class _Search:
     def _study(self, number: int) -> Any:
         """A study that knows the trials so far, with a sampler of this trial's own."""
         optuna = _optuna()
-        seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
+        seed = int(np.random.SeedSequence((self.recipe.seed, number)).generate_state(1)[0])
         study = optuna.create_study(
             direction="maximize" if self.found.rising else "minimize",
             sampler=optuna.samplers.TPESampler(n_startup_trials=_RANDOM, seed=seed),
@@ -341,7 +342,7 @@ class _Search:
                     value=trial.value if trial.state == "complete" else None,
                     params=trial.params,
                     distributions=self._distributions(),
-                    intermediate_values=dict(enumerate(trial.values, 1)),
+                    intermediate_values=dict(enumerate(trial.values)),
                 )
             )
         return study

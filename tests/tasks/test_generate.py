@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import math
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -110,7 +113,7 @@ def test_what_is_not_for_generators_is_refused():
 
 
 def test_a_generator_needs_held_out_pictures(tmp_path):
-    with pytest.raises(SigakError, match="judged by held-out pictures.*--val 0.1"):
+    with pytest.raises(SigakError, match=r"judged by held-out pictures.*--val 0\.1"):
         sigak.train("dcgan-tiny", "digits", val=0, out=str(tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists()
 
@@ -344,6 +347,32 @@ def test_a_run_that_was_cut_goes_on_exactly(tmp_path, digits):
         with pytest.raises(Cut):
             trained(tmp_path / "cut", digits, resume=str(tmp_path / "cut"))
         trained(tmp_path / "cut", digits, resume=str(tmp_path / "cut"))
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+ONE = """
+import json, sys, torch, sigak
+torch.set_num_threads(1)
+sigak.train("dcgan", "digits", **json.loads(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")
+def test_a_run_that_was_killed_goes_on_exactly(tmp_path, run_environment):
+    def start(**where):
+        asked = RECIPE | {"size": 8, "batch": 128} | where
+        command = [sys.executable, "-c", ONE, json.dumps(asked)]
+        return subprocess.Popen(command, cwd=tmp_path, env=run_environment)
+
+    assert start(out="whole").wait(300) == 0
+    process, state = start(out="cut"), tmp_path / "cut" / "resume.safetensors"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "report.html").exists()
+    assert start(resume="cut").wait(300) == 0
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
