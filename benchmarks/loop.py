@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", default="vgg3-dropout-bn")
     said = parser.parse_args()
-    count, rounds = (640, 2) if said.quick else (6400, 7)
+    count, rounds = (640, 2) if said.quick else (3200, 7)
     data = dataset(count)
     recipe = Recipe.of(models.entry(said.model).recipe, {"val": 0.0, "epochs": 10**6})
     with tempfile.TemporaryDirectory() as folder:

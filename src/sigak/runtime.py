@@ -10,13 +10,14 @@ import platform
 from importlib import metadata
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sigak.structures import SigakError
 
-__all__ = ["Engine", "TorchEngine", "environment", "pick_device", "pick_precision"]
+__all__ = ["Engine", "TorchEngine", "environment", "pick_device", "pick_precision", "seed_step"]
 
 
 class Engine(Protocol):
@@ -104,6 +105,16 @@ def _cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself (AVX512_BF16 or AMX on x86)."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def seed_step(device: torch.device, *numbers: int) -> None:
+    """Seed the generators a training step draws from by several numbers. (torch.manual_seed would
+    also note a stack trace for every kind of device that is not there, which costs milliseconds.)
+    """
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

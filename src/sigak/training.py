@@ -35,7 +35,7 @@ from sigak.progress import Progress, figures
 from sigak.recipe import Options, Recipe
 from sigak.report import write as write_report
 from sigak.runs import RESUME, RunFolder, choose_folder, described, repeat_command, resumed, story
-from sigak.runtime import TorchEngine, pick_device, pick_precision
+from sigak.runtime import TorchEngine, pick_device, pick_precision, seed_step
 from sigak.structures import Batch, Failure, SigakError
 
 __all__ = ["Run", "Training", "train"]
@@ -253,9 +253,7 @@ class Training:
     def _train_step(self, step: Step) -> None:
         """Forward, backward and update for one batch (in `accumulate` parts)."""
         recipe = self.recipe
-        torch.manual_seed(
-            _mix(recipe.seed, self.epoch, step.number, self.accelerator.process_index)
-        )
+        seed_step(self.device, recipe.seed, self.epoch, step.number, self.share[0])
         share = self.lr_scale * optimize.factor(
             recipe, (self.epoch - 1) * self.feed.steps + step.number, self.feed.steps
         )
@@ -493,8 +491,3 @@ class Training:
             self.dataset.splits[name], self.preparation, self.task.collate, device=self.device
         )
         return Feed(pictures.load(), batch=self.recipe.batch, share=self.share)
-
-
-def _mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -98,6 +98,8 @@ def test_parameters_of_timm_are_as_the_table_says(name):
 def test_parameters_of_all_of_timm_are_as_the_table_says():
     wrong = []
     for name, row in timm_nets.MODELS.items():
+        if models.entry(name) is not row:  # a name of ours comes first
+            continue
         with torch.device("meta"):
             counted = count_parameters(row.build(**models.arguments(name)))
         if counted != row.parameters:
@@ -128,7 +130,7 @@ def test_learning(name):
     named = dict(network.named_parameters())
     assert any(key.startswith(head) for key in named), f"{network.head} name no layers"
     labels = torch.tensor([0, 1, 2, 1])
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-4)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     losses = []
     for _ in range(6):
         loss = nn.functional.cross_entropy(network(images), labels)
