@@ -3,11 +3,12 @@
     python benchmarks/loading.py            # writes benchmarks/results/loading.json, prints a table
     python benchmarks/loading.py --quick    # fewer pictures and one round
 
-Cold: the files are evicted from the page cache, then everything from the folder's path to the last batch
-of the first epoch is timed (listing, checking and, for sigak, looking for duplicates included). Warm: the
-second epoch of the same process. Every contender runs in a process of its own with two threads or workers.
-Peers are shown as their tutorials use them, and Keras also with `.cache()`. The pictures are cut from those in
-$SIGAK_DATA/coco-mini, or drawn at random where that is missing.
+Cold: the files are evicted from the page cache, then everything from the folder's path to the last
+batch of the first epoch is timed (listing, checking and, for sigak, looking for duplicates
+included). Warm: the second epoch of the same process. Every contender runs in a process of its own
+with two threads or workers. Peers are shown as their tutorials use them, and Keras also with
+`.cache()`. The pictures are cut from those in $SIGAK_DATA/coco-mini, or drawn at random where that
+is missing.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
     python benchmarks/loop.py            # writes benchmarks/results/loop.json and prints a table
     python benchmarks/loop.py --quick
 
-The bare loop holds the pictures in one uint8 tensor and does nothing but index, forward, backward and step with
-the network, optimiser, precision and memory layout that `sigak train` uses. Epochs of both alternate in
-one process. sigak's figure is that of its epochs as a user has them: shuffling, progress, metrics and the
-non-finite check inside; `whole epoch` adds validation-free bookkeeping, checkpoint and resume state.
+The bare loop holds the pictures in one uint8 tensor and does nothing but index, forward, backward
+and step with the network, optimiser, precision and memory layout that `sigak train` uses. Epochs of
+both alternate in one process. sigak's figure is that of its epochs as a user has them: shuffling,
+progress, metrics and the non-finite check inside; `whole epoch` adds validation-free bookkeeping,
+checkpoint and resume state.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace a JSON file."""
-        self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
 
     def write_history(self, rows: Sequence[Mapping[str, float]]) -> None:
         """metrics.csv: one row an epoch, one column a figure."""

@@ -1,4 +1,4 @@
-"""Batches: the same whether the set is kept in memory or read as it goes, in any number of parts."""
+"""Batches: the same whether a set is kept in memory or read as it goes, in any number of parts."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Non
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         mode = part.stat().st_mode  # save_file makes files only their owner can read
-        save_file(plain, part, {KEY: json.dumps(header)})
+        save_file(plain, part, {KEY: json.dumps(header, default=str)})
         part.chmod(mode)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
