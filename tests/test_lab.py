@@ -245,7 +245,7 @@ def test_an_interrupted_comparison_goes_on_exactly(pair, tmp_path, monkeypatch):
     nothing had been.
     """
     monkeypatch.chdir(tmp_path)
-    original, steps = Training._train_step, []
+    original, steps = Training.train_step, []
 
     def step(self, item):
         if len(steps) == 8 + 6:  # the first network's 2 epochs of 4 steps, and 1.5 of the second's
@@ -257,7 +257,7 @@ def test_an_interrupted_comparison_goes_on_exactly(pair, tmp_path, monkeypatch):
         return compare(few_digits(), ["vgg3", "vgg3-dropout"], lr=0.05, save_every=0.0, **QUICK)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_train_step", step)
+        patch.setattr(Training, "train_step", step)
         with pytest.raises(Failure, match="interrupted at vgg3-dropout; the same command"):
             start()
     assert [line["model"] for line in table(Path("runs/lab-digits"))] == ["vgg3"]

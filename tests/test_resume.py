@@ -100,7 +100,7 @@ class Cut(Exception):  # noqa: N818 - an event, not an error
 
 def cut_after(monkeypatch, steps):
     """Let a training take `steps` more steps, save its state, and end it."""
-    original, done = Training._train_step, []
+    original, done = Training.train_step, []
 
     def step(self, item):
         if len(done) == steps:
@@ -108,7 +108,7 @@ def cut_after(monkeypatch, steps):
         done.append(item)
         original(self, item)
 
-    monkeypatch.setattr(Training, "_train_step", step)
+    monkeypatch.setattr(Training, "train_step", step)
 
 
 @functools.cache

@@ -267,6 +267,6 @@ def test_an_interrupted_run_says_how_to_go_on(fit, monkeypatch):
     def interrupted(self, step):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Training, "_train_step", interrupted)
+    monkeypatch.setattr(Training, "train_step", interrupted)
     with pytest.raises(sigak.Failure, match="interrupted in epoch 1; go on with --resume"):
         fit()

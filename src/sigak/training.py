@@ -229,28 +229,27 @@ class Training:
 
     def _run_epoch(self) -> None:
         """One epoch: all its steps, validation, callbacks, and the state that survives a crash."""
-        self._set_mode()
+        self.set_mode()
         begun, first = time.perf_counter(), self.step
         done = first * self.recipe.batch
         self.progress.begin(
             f"epoch {self.epoch}/{self.recipe.epochs}", len(self.feed.pictures), done
         )
-        saved = begun
         for step in self.feed.epoch(self.epoch, first):
-            self._train_step(step)
+            self.train_step(step)
             self.step = step.number + 1
             now = time.perf_counter()
             rate = (self.step - first) * self.recipe.batch / (now - begun)
             self.progress.advance(step.total, f"{rate:.0f} images/s")
-            if now - saved > self.options.save_every and self.world == 1:
+            if now - begun > self.options.save_every and self.world == 1:
                 self.seconds += now - begun
-                begun, first, saved = now, self.step, now
+                begun, first = now, self.step
                 self._save_state()
         trained = time.perf_counter() - begun + self.seconds
         logs = self._epoch_logs(trained)
         self._end_epoch(logs)
 
-    def _train_step(self, step: Step) -> None:
+    def train_step(self, step: Step) -> None:
         """Forward, backward and update for one batch (in `accumulate` parts)."""
         recipe = self.recipe
         seed_step(self.device, recipe.seed, self.epoch, step.number, self.share[0])
@@ -319,7 +318,7 @@ class Training:
                 f"in {self.folder}."
             )
 
-    def _set_mode(self) -> None:
+    def set_mode(self) -> None:
         """Training mode; a kept backbone's batch norm stays in evaluation mode, frozen or let
         go.
         """

@@ -106,7 +106,7 @@ def _climb(training: Training, factor: float, steps: int) -> list[float]:
     """The loss of each step, the rate `factor` times higher each time."""
     losses: list[float] = []
     while len(losses) < steps:
-        training._set_mode()
+        training.set_mode()
         for step in training.feed.epoch(training.epoch):
             loss = _loss(training, step)
             if not math.isfinite(loss):
@@ -131,7 +131,7 @@ def _loss(training: Training, step: Step) -> float:
     """Train one step; its loss, infinite where it diverged."""
     training.sums = {}
     try:
-        training._train_step(step)
+        training.train_step(step)
     except Failure:  # the loss is no number
         return math.inf
     return float(training.sums["loss"] / training.sums["count"])
@@ -208,7 +208,7 @@ def find_batch(
         raise SigakError(f"the first batch must be at least 1, received {start}")
     with torch.random.fork_rng():
         training = _training(model, dataset, {**changes, "batch": start, "lr": 0.0})
-        training._set_mode()
+        training.set_mode()
         total = len(training.pictures["train"])
         needed = _saved_bytes(training, min(start, total))
         sizes: list[int] = []

@@ -331,7 +331,7 @@ def outcome(folder):
 def test_a_run_that_was_cut_goes_on_exactly(tmp_path, digits):
     """Both networks, both optimisers, the averaged weights and the noise of the sheets."""
     trained(tmp_path / "whole", digits)
-    original, done = Training._train_step, []
+    original, done = Training.train_step, []
 
     def step(self, item):
         if len(done) in (5, 17):
@@ -341,7 +341,7 @@ def test_a_run_that_was_cut_goes_on_exactly(tmp_path, digits):
         original(self, item)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "_train_step", step)
+        patch.setattr(Training, "train_step", step)
         with pytest.raises(Cut):
             trained(tmp_path / "cut", digits)
         with pytest.raises(Cut):
