@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sigak.recipe import Recipe
 from sigak.structures import SigakError
 
 __all__ = [
+    "Muon",
     "build",
     "build_parts",
     "check",
@@ -23,18 +24,105 @@ __all__ = [
     "freeze",
     "in_head",
     "norms_for",
+    "orthogonalize",
     "restore",
     "set_lr",
 ]
 
 # What does not fit a step over all parameters: LBFGS evaluates the loss several times, SparseAdam
-# takes sparse gradients alone, Muon matrices alone.
+# takes sparse gradients alone, and PyTorch's Muon matrices alone, so there is one of our own.
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
-NAMES = {"momentum": "SGD", "sgd": "SGD"} | {
+NAMES = {"momentum": "SGD", "sgd": "SGD", "muon": "Muon"} | {
     name.lower(): name
     for name in dir(torch.optim)
     if inspect.isclass(getattr(torch.optim, name)) and name not in _UNFIT
 }
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum whose every direction is given the same length: Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon/.
+
+    A kernel (rows, ...) is taken as a matrix (rows, columns). A group's "role" says what is done:
+    "kernel" as above; "scale-free" likewise, and the kernel is kept at the norm sqrt(rows), so that
+    a rate means the same angle all the time; "rest" (biases, norms, the head) by Adam at a tenth
+    of the rate.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"role": "kernel"})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Move every parameter that has a gradient; returns what `closure`, if any, returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            move = self._adam if group["role"] == "rest" else self._orthogonal
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    move(parameter, parameter.grad, group)
+        return loss
+
+    def _orthogonal(self, kernel: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[kernel]
+        if not state:
+            state["momentum"] = torch.zeros_like(kernel)
+        state["momentum"].mul_(group["momentum"]).add_(gradient)
+        ahead = gradient.add(state["momentum"], alpha=group["momentum"])
+        if group["role"] == "scale-free":
+            kernel.mul_(len(kernel) ** 0.5 / kernel.norm().clamp_min(1e-12))
+        moved = orthogonalize(ahead.flatten(1)).reshape(kernel.shape)
+        # A tall matrix has as many directions as columns: the same step for each of its rows.
+        kernel.add_(moved, alpha=-group["lr"] * max(1.0, len(kernel) / kernel[0].numel()) ** 0.5)
+
+    def _adam(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["mean"], state["square"] = (
+                torch.zeros_like(parameter),
+                torch.zeros_like(parameter),
+            )
+        state["step"] += 1
+        (early, late), step = group["betas"], int(state["step"])
+        state["mean"].lerp_(gradient, 1 - early)
+        state["square"].lerp_(gradient.square(), 1 - late)
+        spread = (state["square"] / (1 - late**step)).sqrt_().add_(1e-8)
+        parameter.addcdiv_(state["mean"], spread, value=-0.1 * group["lr"] / (1 - early**step))
+
+
+def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
+    """(rows, columns) -> U V^T of its singular value decomposition U S V^T, roughly: the singular
+    values end between about .7 and 1.2, but those that were below a tenth of the norm lower.
+
+    By Newton-Schulz steps with the coefficients of Jordan et al. 2024. Each is a polynomial of the
+    Gram matrix, and polynomials of one matrix commute: so the steps are taken on the small square
+    matrix, and the large one is multiplied twice, not twice a step.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    wide = (matrix.T if tall else matrix).float()
+    wide = wide / wide.norm().clamp_min(1e-12)
+    gram = wide @ wide.T
+    unit = torch.eye(len(gram), device=gram.device)
+    total = unit
+    for _ in range(steps):
+        factor = 3.4445 * unit + gram @ (2.0315 * gram - 4.7750 * unit)
+        total = factor @ total
+        gram = factor @ gram @ factor
+    found: Tensor = (total @ wide).to(matrix.dtype)
+    return found.T if tall else found
 
 
 def build_parts(
@@ -63,17 +151,30 @@ def build(
     backbone moves at `backbone_lr` times the rate of the head. Each group keeps its own full rate
     in "base_lr".
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    kind = _class(recipe.optimizer)
+    groups: dict[tuple[bool, bool, str], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         full = not pretrained or in_head(name, head)
-        groups.setdefault((parameter.ndim > 1, full), []).append(parameter)
-    listed = []
-    for (decays, at_full_rate), parameters in groups.items():
+        role = _muon_role(network, head, name, parameter) if kind is Muon else ""
+        groups.setdefault((parameter.ndim > 1, full, role), []).append(parameter)
+    listed: list[dict[str, Any]] = []
+    for (decays, at_full_rate, role), parameters in groups.items():
         rate = recipe.lr if at_full_rate else recipe.lr * recipe.backbone_lr
         decay = recipe.weight_decay if decays else 0.0
-        listed.append({"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay})
-    kind = _class(recipe.optimizer)
+        group = {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
+        listed.append(group | ({"role": role} if role else {}))
     return kind(listed, **_options(kind, recipe))  # type: ignore[no-any-return]
+
+
+def _muon_role(
+    network: nn.Module, head: tuple[str, ...], name: str, parameter: nn.Parameter
+) -> str:
+    """What Muon does with a parameter; see there. A network's `scale_free` names the layers whose
+    kernels may be multiplied by any number, since a norm follows.
+    """
+    if parameter.ndim < 2 or in_head(name, head):
+        return "rest"
+    return "scale-free" if in_head(name, getattr(network, "scale_free", ())) else "kernel"
 
 
 def _class(name: str) -> Any:
@@ -83,14 +184,14 @@ def _class(name: str) -> Any:
 
         near = ", ".join(get_close_matches(name.lower(), NAMES, 3, 0.5)) or ", ".join(sorted(NAMES))
         raise SigakError(f"there is no optimiser called {name!r}; did you mean {near}?")
-    return getattr(torch.optim, found)
+    return Muon if found == "Muon" else getattr(torch.optim, found)
 
 
 def _options(kind: Any, recipe: Recipe) -> dict[str, Any]:
     """Constructor options this optimiser knows; fused kernels where PyTorch has them."""
     known = inspect.signature(kind).parameters
     options: dict[str, Any] = {"lr": recipe.lr}
-    if kind in (torch.optim.SGD, torch.optim.RMSprop):
+    if kind in (torch.optim.SGD, torch.optim.RMSprop, Muon):
         options["momentum"] = recipe.momentum
     if "fused" in known and kind.__name__ in ("SGD", "Adam", "AdamW", "Adagrad"):
         options["fused"] = True
