@@ -98,7 +98,10 @@ class Sweep:
     model: str = _arg("a name of `sigak models`")
     data: str = _arg("as for train")
     over: list[str] = field(
-        metadata={"help": "a field and its values, lr=1e-4..1e-2 or batch=32,64; may be repeated"}
+        metadata={
+            "help": "a field and its values, lr=1e-4..1e-2 or batch=32,64; may be repeated",
+            "metavar": "FIELD=VALUES",
+        }
     )
     trials: int = _flag(20, "trials there shall be in all")
     seconds: float = _flag(0.0, "start no other trial after so many; 0 means no limit")
@@ -108,8 +111,8 @@ class Sweep:
 class Evaluate:
     """Measure a checkpoint on labelled pictures."""
 
-    checkpoint: str = _arg("a checkpoint or a run folder")
-    data: str = _arg("as for train")
+    checkpoint: str = _arg("a checkpoint, a run folder, or a COCO result .json of any detector")
+    data: str = _arg("as for train; with a result .json the COCO annotations")
     split: str = _flag(
         "", "train, val, test or all; empty: test, else what was held out in training, else all"
     )
@@ -138,6 +141,16 @@ class Predict:
     save: str = _flag(
         "", "a folder for the answers and the pictures with their answers drawn on them"
     )
+    conf: float = _flag(0.0, "detectors: the least score of a box (default 0.25)")
+    iou: float = _flag(
+        0.0,
+        "detectors: of two boxes of a class that overlap more, the better stays (default: the "
+        "network's own)",
+    )
+    classes: str = _flag("", "detectors: only these, separated by commas, or a file of names")
+    size: int = _flag(0, "detectors: longest side of the network's input; 0 means the checkpoint's")
+    txt: bool = _flag(False, "with --save: also labels/NAME.txt as YOLO writes them")
+    coco: bool = _flag(False, "with --save: also coco.json, a COCO result file")
     samples: int = _flag(0, "make so many pictures instead, with a checkpoint such as a dcgan's")
     seed: int = _flag(0, "seed of the pictures that --samples makes")
     json: bool = _flag(False, "print JSON")
@@ -163,14 +176,37 @@ class Explain:
 
 @dataclass(kw_only=True)
 class Models:
-    """List networks with their parameters, input, weights and licence; or one network layer by
-    layer.
+    """List networks with their parameters, input, weights and licence; one network layer by layer;
+    or several side by side.
     """
 
-    pattern: str = field(
-        default="*", metadata={"help": "part of a name, or a pattern", "positional": True}
+    pattern: list[str] = field(
+        default_factory=list,
+        metadata={"help": "names, parts of names, or patterns", "positional": True, "many": True},
     )
     summary: bool = _flag(False, "layers, output shapes and parameters of the one network named")
+    compare: bool = _flag(
+        False,
+        "size, depth, published accuracy and measured speed of the networks named; none: the "
+        "classics of classification, which takes minutes",
+    )
+    batch: int = _flag(16, "pictures at a time, of --compare")
+    seconds: float = _flag(2.0, "how long --compare times each network")
+    no_speed: bool = _flag(False, "compare without measuring speed")
+    device: str = _flag("auto", "auto, cpu, cuda, cuda:1, mps; of --compare")
+    sort: str = _flag(
+        "",
+        "order of --compare, the best first: name, megabytes, parameters, depth, multiply_adds, "
+        "top1, top5 or images_per_second",
+    )
+    out: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "a table (.csv, .json) or a chart (.png, .svg, .pdf) of --compare; may be "
+            "repeated",
+            "metavar": "FILE",
+        },
+    )
     json: bool = _flag(False, "print JSON")
 
 
@@ -189,6 +225,19 @@ class Data:
     seed: int = _flag(0, "seed of that split")
     download: bool = _flag(False, "allow downloading the data if it is missing")
     strict: bool = _flag(False, "fail if a picture cannot be read")
+    json: bool = _flag(False, "print JSON")
+
+
+@dataclass(kw_only=True)
+class Convert:
+    """Write pictures with boxes in another format: YOLO, COCO or Pascal VOC."""
+
+    source: str = _arg("a data.yaml, a COCO .json or a Pascal VOC folder")
+    destination: str = _arg("a new or empty folder")
+    to: str = field(metadata={"help": "yolo, coco or voc"})
+    link: bool = _flag(False, "link the pictures instead of copying them")
+    no_images: bool = _flag(False, "write the annotations alone")
+    strict: bool = _flag(False, "refuse labels with mistakes instead of mending them")
     json: bool = _flag(False, "print JSON")
 
 
@@ -215,8 +264,10 @@ class Image:
 class Import:
     """Turn weights made elsewhere into a checkpoint, without executing anything in them."""
 
-    weights: str = _arg("a .safetensors, .pt, .pth or .th file")
-    model: str = field(metadata={"help": "the network they belong to", "flag": "--as"})
+    weights: str = _arg("a .safetensors, .pt, .pth, .th, .onnx, .h5, .keras or .weights file")
+    model: str = field(
+        metadata={"help": "the network they belong to, or a darknet .cfg file", "flag": "--as"}
+    )
     out: str = field(metadata={"help": "the checkpoint to write"})
     classes: str = _flag("", "class names in label order: a,b,c or a file with one a line")
     size: int = _flag(0, "height and width the network sees; 0 means the network's own")
@@ -244,6 +295,7 @@ VERBS: dict[str, tuple[type, ...]] = {
     "explain": (Explain,),
     "models": (Models,),
     "data": (Data,),
+    "convert": (Convert,),
     "image": (Image,),
     "import": (Import,),
     "augment": (Augment,),
@@ -291,8 +343,10 @@ def _add(parser: Parser, kind: type, *, sparse: bool) -> None:
             parser.add_argument(f.name, nargs=nargs, default=default, help=meta["help"])  # type: ignore[arg-type]
             continue
         name = meta.get("flag", "--" + f.name.replace("_", "-"))
-        required = f.default is MISSING
-        shown = "" if required or f.default in ("", False) else f" (default {f.default})"
+        many = f.default_factory is not MISSING
+        required = f.default is MISSING and not many
+        default = [] if many else f.default
+        shown = "" if required or default in ("", False, []) else f" (default {default})"
         options: dict[str, Any] = {
             "dest": f.name,
             "help": (meta["help"] + shown).replace("%", "%%"),
@@ -300,7 +354,7 @@ def _add(parser: Parser, kind: type, *, sparse: bool) -> None:
         if f.type == "bool":
             options["action"] = "store_true"
         elif f.type == "list[str]":
-            options |= {"action": "append", "required": required, "metavar": "FIELD=VALUES"}
+            options |= {"action": "append", "required": required, "metavar": meta["metavar"]}
         else:
             options |= {
                 "type": _TYPES[str(f.type)],
@@ -309,7 +363,7 @@ def _add(parser: Parser, kind: type, *, sparse: bool) -> None:
             }
         if name == "--pretrained":
             options |= {"nargs": "?", "const": "default"}
-        options["default"] = argparse.SUPPRESS if sparse else (None if required else f.default)
+        options["default"] = argparse.SUPPRESS if sparse else (None if required else default)
         parser.add_argument(name, **options)
 
 

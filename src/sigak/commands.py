@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "run_augment",
+    "run_convert",
     "run_data",
     "run_evaluate",
     "run_explain",
@@ -137,7 +138,14 @@ def run_evaluate(values: Values) -> None:
     from sigak.evaluation import evaluate
 
     as_json = values.pop("json")
-    figures = evaluate(values.pop("checkpoint"), values.pop("data"), **values)
+    checkpoint, data = values.pop("checkpoint"), values.pop("data")
+    if checkpoint.endswith(".json"):
+        from sigak.metrics import evaluate_files
+
+        found = evaluate_files(data, checkpoint)
+        figures = {"data": data, "split": "all", **found, "problems": []}
+    else:
+        figures = evaluate(checkpoint, data, **values)
     if as_json:
         return _print_json(figures)
     print(f"{figures['data']}, split {figures['split']}")
@@ -149,8 +157,7 @@ def run_evaluate(values: Values) -> None:
         _table(
             [tuple(names), *(tuple(_cell(row[n]) for n in names) for row in figures["per_class"])]
         )
-    for problem in figures["problems"]:
-        _say(f"{problem['source']}: {problem['reason']} ({problem['action']})")
+    _say_problems(figures["problems"])
 
 
 def _cell(value: object) -> str:
@@ -180,20 +187,29 @@ def run_predict(values: Values) -> None:
     folder = Path(values["save"]) if values["save"] else None
     if not (values["source"] or predictor.task.generative):
         raise SigakError("expected pictures, folders or patterns; see `sigak predict --help`")
+    choices = {name: values[name] for name in ("conf", "iou", "classes", "size")}
+    if choices["classes"]:
+        choices["classes"] = _class_names(choices["classes"])
     answers = predictor.answers(
-        values["source"], prepare=values["prepare"], batch=values["batch"], problems=problems
+        values["source"],
+        prepare=values["prepare"],
+        batch=values["batch"],
+        problems=problems,
+        **choices,
     )
     for sample, result in answers:
         results.append(result)
         if folder:
             name = f"{len(results):04d}-{Path(result.source).stem}.png"
-            image.save(folder / name, predictor.task.draw(sample.image, result))
+            drawn_on = image.read(sample.origin) if predictor.task.on_file else sample.image
+            image.save(folder / name, predictor.task.draw(drawn_on, result))
         if not values["json"]:
             print(f"{result.source}: {result}", flush=True)
     for problem in problems:
         _say(f"sigak: skipped {problem.source}: {problem.reason}")
     if folder:
-        predictor.task.save(results, folder)
+        forms = [form for form in ("txt", "coco") if values[form]]
+        predictor.task.save(results, folder, forms)
         _say(f"answers and pictures are in {folder}")
     if values["json"]:
         _print_json([r.asdict() for r in results])
@@ -239,13 +255,12 @@ def run_explain(values: Values) -> None:
 
 def run_models(values: Values) -> None:
     """`sigak models`"""
+    patterns = values["pattern"]
+    if values["compare"]:
+        return _compare(patterns, values)
     if values["summary"]:
-        return _summary(values["pattern"])
-    found = models.names(values["pattern"])
-    if not found:
-        near = models.nearest(values["pattern"], models.names())
-        hint = f"did you mean {near}?" if near else "`sigak models` lists all."
-        raise SigakError(f"no network is called like {values['pattern']!r}; {hint}")
+        return _summary(patterns)
+    found = models.matching(patterns or ["*"])
     rows = [_model_facts(name) for name in found]
     if values["json"]:
         return _print_json(rows)
@@ -294,12 +309,40 @@ def _model_facts(name: str) -> dict[str, Any]:
     }
 
 
-def _summary(name: str) -> None:
+def _summary(names: Sequence[str]) -> None:
     from sigak.summary import summarize
 
-    network = models.create(name)
-    rows = summarize(network, models.input_shape(network, models.arguments(name)))
+    if len(names) != 1:
+        raise SigakError(f"--summary is of one network; received {len(names)} names")
+    network = models.create(names[0])
+    rows = summarize(network, models.input_shape(network, models.arguments(names[0])))
     _table([("layer", "output", "parameters"), *rows])
+
+
+def _compare(patterns: Sequence[str], values: Values) -> None:
+    """`sigak models --compare`"""
+    from sigak import survey
+
+    sort, files = values["sort"], values["out"]
+    survey.check(sort, files)
+    found = survey.compare(
+        patterns,
+        batch=values["batch"],
+        speed=not values["no_speed"],
+        seconds=values["seconds"],
+        device=values["device"],
+        progress=_say,
+    )
+    if sort:
+        found.sort(sort)
+    if values["json"]:
+        _print_json(found.asdict())
+    else:
+        _table(found.table())
+        print("\n".join(["", *found.notes]))
+    for file in files:
+        found.save(file)
+        _say(f"written to {file}")
 
 
 def run_data(values: Values) -> None:
@@ -332,6 +375,27 @@ def _check_data(dataset: Dataset, as_json: bool) -> None:
         print(preflight.describe_findings(findings), end="")
     if findings:
         raise Failure(f"things to look at in {dataset.name}: {len(findings):,}")
+
+
+def run_convert(values: Values) -> None:
+    """`sigak convert`"""
+    from sigak.data.convert import convert
+
+    as_json, images = values.pop("json"), not values.pop("no_images")
+    made = convert(values.pop("source"), values.pop("destination"), images=images, **values)
+    _say_problems(asdict(problem) for problem in made.problems)
+    if as_json:
+        return _print_json(asdict(made) | {"destination": str(made.destination)})
+    for split, pictures in made.pictures.items():
+        print(f"{split}: {pictures:,} pictures, {made.objects[split]:,} objects")
+    for words in made.lost:
+        _say(f"left out: {words}")
+    return _say(f"written to {made.destination}")
+
+
+def _say_problems(problems: Iterable[dict[str, Any]]) -> None:
+    for problem in problems:
+        _say(f"{problem['source']}: {problem['reason']} ({problem['action']})")
 
 
 def run_image(values: Values) -> None:

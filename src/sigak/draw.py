@@ -5,6 +5,7 @@ Pictures are (H, W, 3) uint8 RGB; what is handed in is never changed.
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sigak.structures import SigakError
 
-__all__ = ["grid", "text"]
+__all__ = ["boxes", "color_of", "grid", "text"]
 
 _Color = tuple[int, int, int]
 
@@ -50,6 +51,60 @@ def text(
         pen.rectangle(pen.textbbox(at, words, font=font), fill=background)
     pen.text(at, words, fill=color, font=font)
     return np.array(canvas)
+
+
+def color_of(label: int) -> _Color:
+    """A bright colour for a class index; neighbouring classes lie far apart on the colour wheel."""
+    hue = (label * 0.61803398875 + 0.02) % 1.0  # steps of the golden ratio never come near a cycle
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def boxes(
+    image: np.ndarray,
+    corners: np.ndarray,
+    captions: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+) -> np.ndarray:
+    """A copy of `image` (H, W, 3) with boxes and their captions drawn, one colour a class.
+
+    corners (N, 4) xyxy in the picture's pixels; the first is drawn last, on top. Lines and letters
+    grow with the picture, so that they can be read at any size.
+    """
+    canvas = Image.fromarray(_rgb(image))
+    pen = ImageDraw.Draw(canvas)
+    long_side = max(canvas.size)
+    line, size = max(1, round(long_side / 320)), max(10, round(long_side / 48))
+    rows = list(zip(np.asarray(corners).reshape(-1, 4).tolist(), captions, labels, strict=True))
+    for (x1, y1, x2, y2), words, label in reversed(rows):
+        color = color_of(int(label))
+        # The pixels the box covers: pixel i is [i, i + 1).
+        left, right = sorted((round(x1), max(round(x2) - 1, round(x1))))
+        top, bottom = sorted((round(y1), max(round(y2) - 1, round(y1))))
+        pen.rectangle((left, top, right, bottom), outline=color, width=line)
+        if words:
+            _caption_box(pen, (left, top, right, bottom), words, size, color, canvas.size)
+    return np.array(canvas)
+
+
+def _caption_box(
+    pen: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    words: str,
+    size: int,
+    color: _Color,
+    canvas: tuple[int, int],
+) -> None:
+    """A caption above the box, or inside it at the picture's upper edge; never off the picture."""
+    font, words = _font_for(words, size)
+    left, top, right, bottom = pen.textbbox((0, 0), words, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x = max(0, min(box[0], canvas[0] - width))
+    y = box[1] - height if box[1] >= height else box[1]
+    pen.rectangle((x, y, x + width, y + height), fill=color)
+    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    pen.text((x + 2 - left, y + 2 - top), words, fill=ink, font=font)
 
 
 def grid(

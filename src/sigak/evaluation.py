@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sigak import data
-from sigak.data import Dataset, Split
+from sigak.data import Dataset, Record, Split
 from sigak.data.feed import Feed, Pictures
 from sigak.prediction import Assessment, Predictor, assess, load, pixels_of
 from sigak.structures import UNKNOWN, SigakError
@@ -83,11 +84,17 @@ def _relabel(split: Split, given: list[str], known: list[str]) -> Split:
             f"the data has classes the checkpoint does not know: {', '.join(strange[:5])}; "
             f"it was trained on {', '.join(known[:10])}"
         )
-    table = [known.index(c) for c in given]
-    records = [
-        r if r.label == UNKNOWN else type(r)(r.source, table[r.label]) for r in split.records
-    ]
+    table = np.array([known.index(c) for c in given], np.int64)
+    records = [_renumbered(r, table) for r in split.records]
     return Split(split.name, records, split.pixels)
+
+
+def _renumbered(record: Record, table: np.ndarray) -> Record:
+    """The record with its class indices looked up in `table`."""
+    if record.objects is not None:
+        objects = replace(record.objects, labels=table[record.objects.labels])
+        return replace(record, objects=objects)
+    return record if record.label == UNKNOWN else replace(record, label=int(table[record.label]))
 
 
 def mistakes(found: Assessment, task: Task, feed: Feed, most: int = 24) -> list[dict[str, Any]]:

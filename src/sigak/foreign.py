@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sigak import models
 from sigak.io import weights as files
 from sigak.io.download import cache_folder, download
+from sigak.io.image import Preparation
 from sigak.models._entry import Entry, Weights
 from sigak.structures import SigakError
 
@@ -68,7 +69,7 @@ def load_into(
     they are and through every conversion the entry declares; the reading that fits most tensors is
     taken.
     """
-    state = files.read_foreign(path)
+    state, _ = files.read_foreign(path)
     wanted = {
         k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")
     }
@@ -124,23 +125,46 @@ def _refuse_misfits(
 def adopt(
     path: str | Path, name: str, *, classes: list[str] | None, out: str | Path, **arguments: Any
 ) -> Path:
-    """Turn foreign weights into a checkpoint of ours at `out`. classes: names in label order, else
-    those of the published file that this is, else 0, 1, 2, ...
+    """Turn foreign weights into a checkpoint of ours at `out`. name: the network they belong to, or
+    a darknet .cfg file that describes it. classes: names in label order, else those in the file or
+    of the published file that this is, else 0, 1, 2, ...
     """
+    if name.endswith(".cfg"):
+        from sigak.models.darknet_detect import adopt as build
+
+        network, built = build(name, path)
+        name, names = "darknet", list(classes or [])
+    else:
+        names = classes or files.read_foreign(path)[1]
+        built = models.arguments(name, classes=len(names) or None, **arguments)
+        network = models.entry(name).build(**built)
+        models.try_out(name, network, built)
+        load_into(network, models.entry(name), Path(path))
     row = models.entry(name)
-    built = models.arguments(name, classes=len(classes) if classes else None, **arguments)
-    network = row.build(**built)
-    models.try_out(name, network, built)
-    load_into(network, row, Path(path))
-    labels = classes or _published_names(row, Path(path))
-    labels = labels or [str(i) for i in range(built["classes"])]
     color = {1: "gray", 3: "rgb", 4: "rgba"}[built["channels"]]
-    preparation = {"size": list(built["size"]), "color": color, "fit": row.input.fit, "steps": []}
+    fit, resample = row.input.fit, row.input.resample
     header = files.header(
-        name, row.task, built, labels, preparation=preparation, recipe={}, scores={}, data={}
+        name,
+        row.task,
+        built,
+        _labels(names or _published_names(row, Path(path)), row, built["classes"]),
+        preparation=Preparation(tuple(built["size"]), color, fit, resample=resample).asdict(),
+        recipe={},
+        scores={},
+        data={},
     )
     files.write(Path(out), network.state_dict(), header)
     return Path(out)
+
+
+def _labels(names: list[str], row: Entry, count: int) -> list[str]:
+    """`count` class names: these, or those the entry knows, or else numbers."""
+    for known in (names, list(row.names)):
+        if len(known) == count:
+            return known
+    if names:
+        raise SigakError(f"expected {count} class names, received {len(names)}")
+    return [str(i) for i in range(count)]
 
 
 def _published_names(row: Entry, path: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,11 @@ class Predictor:
         prepare: str = "",
         batch: int = 64,
         problems: list[Problem] | None = None,
+        **choices: Any,
     ) -> list[Any]:
         """Results for `source`, in its order; see `stream`."""
-        return list(self.stream(source, prepare=prepare, batch=batch, problems=problems))
+        how = {"prepare": prepare, "batch": batch, "problems": problems}
+        return list(self.stream(source, **how, **choices))  # type: ignore[arg-type]
 
     def stream(
         self,
@@ -57,15 +60,18 @@ class Predictor:
         prepare: str = "",
         batch: int = 64,
         problems: list[Problem] | None = None,
+        **choices: Any,
     ) -> Iterator[Result]:
         """Answer a path, folder, glob, bytes, PIL picture, array, tensor, or a list or batch of
         them, in turn.
 
         prepare: a chain of picture steps done first, such as "crop=100,400,600,900 mirror invert".
         problems: a list that takes up what could not be read; without it the first such picture
-        raises.
+        raises. size: the canvas of networks that take any. choices: what the task knows of, such as
+        conf=.25, iou=.7 and classes=["dog"] of detection.
         """
-        for _, result in self.answers(source, prepare=prepare, batch=batch, problems=problems):
+        how = {"prepare": prepare, "batch": batch, "problems": problems}
+        for _, result in self.answers(source, **how, **choices):  # type: ignore[arg-type]
             yield result
 
     def answers(
@@ -75,6 +81,8 @@ class Predictor:
         prepare: str = "",
         batch: int = 64,
         problems: list[Problem] | None = None,
+        size: int = 0,
+        **choices: Any,
     ) -> Iterator[tuple[Sample, Result]]:
         """As `stream`, with the prepared picture beside each result."""
         if batch < 1:
@@ -84,7 +92,8 @@ class Predictor:
                 f"a checkpoint of the task {self.task.name} makes pictures instead of answering "
                 f"for some; give --samples 64 (in Python: generate(64)) in place of pictures"
             )
-        preparation = self.preparation
+        task = self.task.answering(**choices)
+        preparation = self.preparation_at(size)
         if prepare:  # a mistyped step is refused here, before any work
             preparation = replace(preparation, steps=tuple(prepare.split()))
         waiting: list[Sample] = []
@@ -96,10 +105,23 @@ class Predictor:
                     raise
                 problems.append(Problem(name, str(error), "skipped"))
             if len(waiting) == batch:
-                yield from self._answer(waiting)
+                yield from self._answer(task, waiting)
                 waiting = []
         if waiting:
-            yield from self._answer(waiting)
+            yield from self._answer(task, waiting)
+
+    def preparation_at(self, size: int = 0) -> image.Preparation:
+        """The preparation, with a canvas of another `size` where the network takes any."""
+        if not size:
+            return self.preparation
+        stride = getattr(self.network, "stride", 0)
+        if not stride or size < stride or size % stride:
+            expected = f"a multiple of {stride}" if stride else "no --size, which it has built in"
+            raise SigakError(
+                f"{self.header['name']} expects {expected}, received --size {size}; leave it out "
+                f"for {self.preparation.size[0]}"
+            )
+        return replace(self.preparation, size=(size, size))
 
     def generate(self, samples: int, *, seed: int = 0, batch: int = 64) -> list[Any]:
         """`samples` results made out of nothing, for checkpoints that make pictures. The first of
@@ -118,14 +140,17 @@ class Predictor:
             for result in self.task.generate(self.engine, places, seed, device)
         ]
 
-    def _answer(self, samples: list[Sample]) -> Iterator[tuple[Sample, Result]]:
-        batch = Batch.of(samples).to(self.engine.device).floating()
-        yield from zip(samples, self.task.predict(self.engine, batch), strict=True)
+    def _answer(self, task: Task, samples: list[Sample]) -> Iterator[tuple[Sample, Result]]:
+        """Neighbours of one size go through the network together."""
+        for _, group in groupby(samples, key=lambda sample: sample.image.shape):
+            together = list(group)
+            batch = Batch.of(together).to(self.engine.device).floating()
+            yield from zip(together, task.predict(self.engine, batch), strict=True)
 
 
 def _sample(name: str, thing: Any, place: int, preparation: image.Preparation) -> Sample:
     ready, matrix, size = image.load(thing, preparation)
-    return Sample(ready, name, place, matrix=matrix, size=size)
+    return Sample(ready, name, place, matrix=matrix, size=size, origin=thing)
 
 
 # What a checkpoint must say of itself to be used.
@@ -163,10 +188,17 @@ def load(checkpoint: str | Path | Predictor, *, device: str = "auto") -> Predict
 
 
 def predict(
-    checkpoint: str | Path | Predictor, source: Any, *, prepare: str = "", device: str = "auto"
+    checkpoint: str | Path | Predictor,
+    source: Any,
+    *,
+    prepare: str = "",
+    device: str = "auto",
+    **choices: Any,
 ) -> list[Any]:
-    """Results of `checkpoint` for `source`; see `Predictor.stream` for what a source may be."""
-    return load(checkpoint, device=device).predict(source, prepare=prepare)
+    """Results of `checkpoint` for `source`; see `Predictor.stream` for what a source may be, and
+    for the choices.
+    """
+    return load(checkpoint, device=device).predict(source, prepare=prepare, **choices)
 
 
 @dataclass
@@ -206,5 +238,12 @@ def assess(engine: Engine, task: Task, feed: Feed) -> Assessment:
 def pixels_of(feed: Feed, positions: Sequence[int]) -> list[np.ndarray]:
     """The prepared pictures (H, W, C) uint8 of the split's records at `positions`."""
     place = {int(p): i for i, p in enumerate(feed.pictures.places)}
-    batch = feed.pictures.batch(np.array([place[p] for p in positions], dtype=np.int64))
-    return list(batch.images.permute(0, 2, 3, 1).cpu().numpy())
+    chosen = np.array([place[p] for p in positions], dtype=np.int64)
+    found = {
+        index: picture
+        for batch in feed.pictures.batches(chosen)
+        for index, picture in zip(
+            batch.indices.tolist(), batch.images.permute(0, 2, 3, 1).cpu().numpy(), strict=True
+        )
+    }
+    return [found[int(p)] for p in positions]

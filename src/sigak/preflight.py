@@ -93,8 +93,9 @@ def check(
     say("comparing them with each other")
     told = {problem.source for problem in dataset.problems}
     findings += _copies(look, told)
-    say("asking a small network about the labels")
-    findings += _labels(look, seed)
+    if dataset.kind == "label":
+        say("asking a small network about the labels")
+        findings += _labels(look, seed)
     order = ["file", "leak", "label", "range", "copy", "color", "size", "balance"]
     return sorted(findings, key=lambda finding: order.index(finding.kind))
 
@@ -224,15 +225,17 @@ def _colors(look: _Look, color: str) -> Iterator[Finding]:
 
 
 def _balance(dataset: Dataset) -> Iterator[Finding]:
-    """Classes with too few pictures, or far fewer than others."""
+    """Classes with too few pictures or objects, or far fewer than others."""
     first = dataset.splits.get("train", next(iter(dataset.splits.values())))
-    counts = np.bincount(first.labels[first.labels != UNKNOWN], minlength=len(dataset.classes))
+    things = "pictures" if dataset.kind == "label" else "objects"
+    labels = first.object_labels
+    counts = np.bincount(labels[labels != UNKNOWN], minlength=len(dataset.classes))
     most = int(counts.argmax())
     for label in np.flatnonzero((counts < _FEW) | (counts * _UNEVEN < counts[most])):
         yield Finding(
             "balance",
             dataset.classes[label],
-            f"{counts[label]:,} pictures in {first.name}, of {dataset.classes[most]!r} there are "
+            f"{counts[label]:,} {things} in {first.name}, of {dataset.classes[most]!r} there are "
             f"{counts[most]:,}",
             "add pictures, and judge by the figures per class rather than by accuracy",
         )

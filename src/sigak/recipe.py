@@ -62,8 +62,8 @@ class Recipe:
     )
     fit: str = _(
         "",
-        "squash, letterbox or crop: how a picture meets the network's size; empty means the "
-        "network's own",
+        "squash, letterbox, corner, rect or crop: how a picture meets the network's size; empty "
+        "means the network's own",
     )
     standardize: str = _(
         "model", "model: the network's own mean and spread; data: measured on the training pictures"
@@ -121,7 +121,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "color": ("", "gray", "rgb", "rgba"),
-    "fit": ("", "squash", "letterbox", "crop"),
+    "fit": ("", "squash", "letterbox", "corner", "rect", "crop"),
     "standardize": ("model", "data"),
     "label_mode": ("int", "categorical", "binary"),
     "precision": ("auto", "float32", "bfloat16"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from sigak import draw
 from sigak.io import image
 from sigak.io import weights as files
 from sigak.models._entry import count_parameters
@@ -219,6 +220,8 @@ def _sheets(folder: Path, most: int = 6) -> list[dict[str, Any]]:
 def _examples(training: Training, classes: int = 20, each: int = 6) -> list[dict[str, Any]]:
     """The first training pictures of each class, as the network sees them."""
     pictures = training.pictures["train"]
+    if training.dataset.kind == "objects":
+        return _examples_with_boxes(training)
     labels = pictures.split.labels[pictures.places]
     first = [np.flatnonzero(labels == k)[:each] for k in np.unique(labels)[:classes]]
     chosen = np.concatenate(first).astype(np.int64)
@@ -228,6 +231,21 @@ def _examples(training: Training, classes: int = 20, each: int = 6) -> list[dict
         {"image": view, "label": training.dataset.classes[int(labels[i])], "source": source}
         for view, i, source in zip(views, chosen, batch.sources, strict=True)
     ]
+
+
+def _examples_with_boxes(training: Training, most: int = 12) -> list[dict[str, Any]]:
+    """Training pictures with their boxes, as the network sees them in the first epoch."""
+    pictures, names = training.pictures["train"], training.dataset.classes
+    batch = pictures.batch(np.arange(min(most, len(pictures))))
+    if training.feed.augment is not None:
+        batch = training.feed.augment(batch, training.recipe.seed, 1)
+    views = batch.images.permute(0, 2, 3, 1).cpu().numpy()
+    found = []
+    for view, objects, source in zip(views, batch.instances or [], batch.sources):
+        labels = objects.labels.tolist()
+        drawn = draw.boxes(view, objects.boxes.numpy(), [names[k] for k in labels], labels)
+        found.append({"image": drawn, "label": f"{len(labels)} objects", "source": source})
+    return found
 
 
 def _cell(value: float | None) -> str:

@@ -47,7 +47,8 @@ class Instances:
 
     boxes (N, 4) float xyxy; labels (N,) int64; scores (N,) float in [0, 1]; masks (N, H, W) bool;
     points (N, K, 3) float x, y, visibility (0 unlabelled, 1 hidden, 2 visible); texts N strings;
-    ids (N,) int64.
+    ids (N,) int64; crowd (N,) bool, groups that are not learnt and forgive what is found in them;
+    areas (N,) float square pixels, an object's own area where it is known.
     """
 
     boxes: Tensor
@@ -57,6 +58,8 @@ class Instances:
     points: Tensor | None = None
     texts: list[str] | None = None
     ids: Tensor | None = None
+    crowd: Tensor | None = None
+    areas: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
@@ -96,9 +99,10 @@ class Instances:
 class Sample:
     """One picture and whatever is known of it; the fields are kinds of knowledge, not tasks.
 
-    image (H, W, C) uint8; label a class index, or a (K,) float vector of class weights; class_map
-    (H, W) uint8; matrix (3, 3) float64, file frame to now; size (H, W) of the file frame; source a
-    path or a name like "digits#17".
+    image (H, W, C) uint8; label a class index, or a (K,) float vector of class weights; instances
+    the objects on this picture; truth the same objects as the file has them, in its frame;
+    class_map (H, W) uint8; matrix (3, 3) float64, file frame to now; size (H, W) of the file frame;
+    source a path or a name like "digits#17"; origin what it was read from, to read it again.
     """
 
     image: np.ndarray
@@ -106,10 +110,12 @@ class Sample:
     index: int = -1
     label: int | np.ndarray | None = None
     instances: Instances | None = None
+    truth: Instances | None = None
     class_map: np.ndarray | None = None
     target: np.ndarray | None = None
     matrix: np.ndarray = field(default_factory=lambda: np.eye(3))
     size: tuple[int, int] = (0, 0)
+    origin: object = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.dtype != np.uint8:
@@ -126,9 +132,9 @@ class Batch:
     """Samples on one canvas.
 
     images (B, C, H, W) in channels_last memory; labels (B,) int64 or (B, K) float class weights;
-    matrix (B, 3, 3) float64; sizes the (H, W) of each file frame; class_maps (B, H, W) uint8;
-    targets (B, C, H, W); indices (B,) int64, the samples' places in their split (what randomness is
-    keyed by).
+    matrix (B, 3, 3) float64; sizes the (H, W) of each file frame; instances on the canvas, truth in
+    the file's frame; class_maps (B, H, W) uint8; targets (B, C, H, W); indices (B,) int64, the
+    samples' places in their split (what randomness is keyed by).
     """
 
     images: Tensor
@@ -138,6 +144,7 @@ class Batch:
     sources: list[str]
     labels: Tensor | None = None
     instances: list[Instances] | None = None
+    truth: list[Instances] | None = None
     class_maps: Tensor | None = None
     targets: Tensor | None = None
 
@@ -185,6 +192,7 @@ class Batch:
             sources=[s.source for s in samples],
             labels=None if first.label is None else torch.tensor([s.label for s in samples]),
             instances=None if first.instances is None else [_known(s.instances) for s in samples],
+            truth=None if first.truth is None else [_known(s.truth) for s in samples],
             class_maps=None if first.class_map is None else torch.from_numpy(np.stack(maps)),  # type: ignore[arg-type]
             targets=None if first.target is None else stack_images(targets),  # type: ignore[arg-type]
         )

@@ -40,6 +40,8 @@ from sigak.structures import Batch, Failure, SigakError
 
 __all__ = ["Run", "Training", "train"]
 
+ADAPT = 1000  # training pictures shown to a network that measures them first
+
 # (optimiser name, objective, shown scalars) of a task's steps in turn
 Losses = Iterator[tuple[str, Tensor, dict[str, Tensor]]]
 
@@ -138,7 +140,7 @@ class Training:
         self.color = recipe.color or own
         size = (recipe.size, recipe.size) if recipe.size else row.size
         fit = recipe.fit or row.fit
-        self.preparation = image.Preparation(size=size, color=self.color, fit=fit)
+        self.preparation = image.Preparation(size, self.color, fit, resample=row.resample)
         with self.progress:
             self.pictures = {
                 name: self._decode(name) for name in ("train", "val") if name in self.dataset.splits
@@ -155,11 +157,12 @@ class Training:
 
     def _decode(self, name: str) -> Pictures:
         split = self.dataset.splits[name]
+        learnt = name == "train"
         pictures = Pictures(
             split,
-            self.preparation,
+            self.preparation.of_one_size() if learnt else self.preparation,
             self.task.collate,
-            reduced=name == "train",
+            reduced=learnt,
             threads=self.options.threads or None,
             device=self.device,
         )
@@ -196,6 +199,9 @@ class Training:
         shape = models.input_shape(self.network, self.arguments)
         self.precision = pick_precision(recipe.precision, self.device, self.network, shape)
         self.engine = TorchEngine(self.network, self.device)
+        if hasattr(self.network, "adapt") and not pretrained:  # a resumed run overwrites it
+            shown = self.pictures["train"].sampled(ADAPT).floating().images
+            self.network.adapt(shown)  # type: ignore[operator]
         self.optimizers = optimize.build_parts(self.network, self.head, recipe, bool(pretrained))
         self.average: AveragedModel | None = None
         if recipe.ema:
@@ -344,7 +350,7 @@ class Training:
         if not math.isfinite(logs["loss"]):
             self._refuse_nan(self.step - 1)
         if self.val_feed is not None:
-            scores = self._assess(self.val_feed).metric.compute()
+            scores = self._assess(self.val_feed).metric.compute(detail=False)
             logs |= {f"val_{k}": v for k, v in scores.items() if isinstance(v, float)}
         rate = count / seconds
         return logs | {"lr": self.current_lr(), "seconds": seconds, "images_per_second": rate}

@@ -118,6 +118,12 @@ def test_a_batch_that_processes_cannot_share_evenly_is_refused(root: Path) -> No
         Feed(pictures(root), batch=8, seed=0, share=(0, 3))
 
 
+def test_a_sample_is_spread_over_the_split(root: Path) -> None:
+    source = pictures(root)
+    assert source.sampled(4).indices.tolist() == [0, 7, 14, 21]
+    assert len(source.sampled(1000)) == 22
+
+
 def test_statistics_are_those_of_the_pixels(root: Path) -> None:
     source = pictures(root)
     mean, std = source.statistics()

@@ -21,6 +21,7 @@ import torch
 
 from sigak.augment.pipeline import Pipeline
 from sigak.data import Problem, Split
+from sigak.data.objects import to_instances
 from sigak.io import image
 from sigak.structures import Batch, Sample, SigakError
 
@@ -65,7 +66,11 @@ class Pictures:
 
     @property
     def fits(self) -> bool:
-        """Whether the prepared split takes no more than its share of free memory."""
+        """Whether the prepared split is of one size and takes no more than its share of free
+        memory.
+        """
+        if self.preparation != self.preparation.of_one_size():
+            return False
         height, width = self.preparation.size
         needed = len(self.split) * height * width * self.preparation.channels
         # Twice, because stacking copies.
@@ -95,21 +100,33 @@ class Pictures:
         return self
 
     def batch(self, positions: np.ndarray) -> Batch:
-        """The pictures at `positions` (0 .. len - 1) as one uint8 batch, in that order."""
+        """The pictures at `positions` (0 .. len - 1) as one uint8 batch, in that order; they must
+        be of one size.
+        """
+        batches = self.batches(positions)
+        if len(batches) > 1:
+            raise SigakError("pictures of different sizes do not fit into one batch")
+        return batches[0]
+
+    def batches(self, positions: np.ndarray) -> list[Batch]:
+        """The pictures at `positions` as one uint8 batch for each size they have."""
         if self.resident is not None:
-            return self.resident.select(torch.from_numpy(positions).to(self.device))
+            return [self.resident.select(torch.from_numpy(positions).to(self.device))]
         samples = [s for s in self._samples(self.places[positions], None) if s is not None]
         if not samples:
             raise SigakError(
                 f"none of a batch's {len(positions)} pictures could be read: {self.problems[-1]}"
             )
-        return self.collate(samples).to(self.device)
+        of_size: dict[tuple[int, ...], list[Sample]] = {}
+        for sample in samples:
+            of_size.setdefault(sample.image.shape, []).append(sample)
+        return [self.collate(group).to(self.device) for group in of_size.values()]
 
     def statistics(self, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and spread per channel, in [0, 1] units, over up to `most` evenly spread
         pictures.
         """
-        places = np.linspace(0, len(self) - 1, min(len(self), most)).astype(np.int64)
+        places = self._spread(most)
         channels = self.preparation.channels
         sums = torch.zeros(channels, dtype=torch.float64, device=self.device)
         squares, count = torch.zeros_like(sums), 0
@@ -121,6 +138,13 @@ class Pictures:
         mean = sums / count
         std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
         return tuple(mean.tolist()), tuple(std.tolist())
+
+    def sampled(self, most: int) -> Batch:
+        """Up to `most` evenly spread pictures as one uint8 batch."""
+        return self.batch(self._spread(most))
+
+    def _spread(self, most: int) -> np.ndarray:
+        return np.linspace(0, len(self) - 1, min(len(self), most)).astype(np.int64)
 
     def _samples(
         self, indices: Sequence[int] | np.ndarray, progress: Progress | None
@@ -145,7 +169,13 @@ class Pictures:
                 self.failed.add(int(index))
                 self.problems.append(Problem(record.source, str(error), "skipped"))
             return None
-        return Sample(pixels, record.source, int(index), record.label, matrix=matrix, size=size)
+        sample = Sample(pixels, record.source, int(index), record.label, matrix=matrix, size=size)
+        if record.objects is not None:
+            sample.label, sample.truth = None, to_instances(record.objects)
+            sample.instances = to_instances(
+                record.objects, matrix, (pixels.shape[0], pixels.shape[1])
+            )
+        return sample
 
 
 @dataclass(frozen=True)
@@ -248,8 +278,12 @@ class Feed:
                 if self.seed is None:
                     continue
                 part = whole[:1]  # every process takes part in every step, here with weight 0
+            if self.seed is None:
+                for batch in self.pictures.batches(part):
+                    yield Step(number, batch, len(batch), len(batch))
+                continue
             batch = self.pictures.batch(part)
             lost = len(part) - len(batch)  # unreadable ones, where the set is read as it goes
-            if self.augment is not None and self.seed is not None:
+            if self.augment is not None:
                 batch = self.augment(batch, self.seed, epoch)
             yield Step(number, batch, own - lost, len(whole) - lost)

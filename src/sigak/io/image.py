@@ -14,7 +14,8 @@ import glob
 import io
 import os
 import threading
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -24,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sigak.io import steps as chain
 from sigak.io.arrays import high_byte, picture, pictures, to_uint8
+from sigak.io.fit import FITS, RESAMPLES, fit
 from sigak.io.steps import COLORS, as_array, as_image, recolor
 from sigak.structures import SigakError
 
@@ -283,21 +285,25 @@ class Preparation:
     """How any picture becomes a network's input; part of every checkpoint.
 
     size (H, W); color "gray", "rgb" or "rgba"; steps: a chain (see `steps`) run on the whole
-    picture first; fit: "squash" to the size, "letterbox" (all of it beside gray bars) or "crop"
-    (the middle, the short side whole).
+    picture first; fit: "squash" to the size, "letterbox" (all of it in the middle of gray bars),
+    "corner" (all of it at their upper left), "rect" (all of it on the smallest canvas of multiples
+    of 32 pixels, so that pictures of different shapes have different sizes) or "crop" (the middle,
+    the short side whole); resample: "area" or "bilinear", see `sigak.io.fit`.
     """
 
     size: tuple[int, int]
     color: str = "rgb"
     fit: str = "squash"
     steps: tuple[str, ...] = ()
+    resample: str = "area"
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, tuple) or len(self.size) != 2 or min(self.size) < 1:
             raise SigakError(f"size must be (height, width) of at least 1, received {self.size!r}")
         if not isinstance(self.steps, tuple):
             raise SigakError(f"steps must be a tuple of words, received {self.steps!r}")
-        for name, known in (("color", list(COLORS)), ("fit", list(chain.FITS))):
+        choices: dict[str, Collection[str]] = {"color": COLORS, "fit": FITS, "resample": RESAMPLES}
+        for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise SigakError(f"{name} must be one of {', '.join(known)}, received {value!r}")
         chain.parse(self.steps)
@@ -306,6 +312,10 @@ class Preparation:
     def channels(self) -> int:
         """Channels of a prepared picture."""
         return COLORS[self.color]
+
+    def of_one_size(self) -> Preparation:
+        """The same where every picture has the size, which training needs."""
+        return replace(self, fit="letterbox") if self.fit == "rect" else self
 
     def asdict(self) -> dict[str, Any]:
         """Plain values for JSON; `Preparation.of` takes them back."""
@@ -330,7 +340,7 @@ def prepare(pixels: np.ndarray, preparation: Preparation) -> tuple[np.ndarray, n
     if preparation.steps:
         pixels, matrix = chain.trace(pixels, preparation.steps)
     pixels = recolor(pixels, preparation.color)
-    pixels, fitted = chain.fit(pixels, preparation.size, preparation.fit)
+    pixels, fitted = fit(pixels, preparation.size, preparation.fit, preparation.resample)
     return pixels, fitted @ matrix
 
 

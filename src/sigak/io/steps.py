@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from PIL.Image import Transpose
@@ -25,8 +24,8 @@ from PIL.Image import Transpose
 from sigak.structures import SigakError
 
 __all__ = [
-    "COLORS", "FITS", "STEPS", "Operation", "Step", "as_array", "as_image", "describe", "fit",
-    "parse", "recolor", "run", "trace",
+    "COLORS", "STEPS", "Operation", "Step", "as_array", "as_image", "describe", "parse", "recolor",
+    "run", "trace",
 ]  # fmt: skip
 
 COLORS = {"gray": 1, "rgb": 3, "rgba": 4}
@@ -363,67 +362,3 @@ def as_array(image: Picture) -> np.ndarray:
     """The new, writable uint8 (H, W, C) pixels of a Pillow image of mode L, RGB or RGBA."""
     pixels = np.array(image)  # np.array, not asarray: Pillow's own memory is read-only
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-# ------------------------------------------------------------------ fitting to a size
-
-LETTERBOX = 114  # gray of the bars beside a letterboxed picture
-
-
-def fit(pixels: np.ndarray, size: tuple[int, int], how: str) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (H, W, C) pixels at `size` (H, W) by one of `FITS`, and the 3x3 matrix that led there.
-
-    Shrinking averages areas, enlarging is bilinear; pixels of that size are returned untouched.
-    """
-    if pixels.shape[:2] == size:
-        return pixels, np.eye(3)
-    return FITS[how](pixels, size)
-
-
-def _squash(pixels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    height, width = pixels.shape[:2]
-    return _resample(pixels, size), np.diag([size[1] / width, size[0] / height, 1.0])
-
-
-def _letterbox(pixels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    height, width = pixels.shape[:2]
-    scale = min(size[0] / height, size[1] / width)
-    inner, matrix = _squash(pixels, (max(1, round(height * scale)), max(1, round(width * scale))))
-    top, left = (size[0] - inner.shape[0]) // 2, (size[1] - inner.shape[1]) // 2
-    canvas = np.full((*size, pixels.shape[2]), LETTERBOX, np.uint8)
-    canvas[:, :, 3:] = 255  # the bars of an RGBA picture are opaque
-    canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
-    matrix[:2, 2] = left, top
-    return canvas, matrix
-
-
-def _centre_crop(pixels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    height, width = pixels.shape[:2]
-    scale = max(size[0] / height, size[1] / width)
-    outer, matrix = _squash(
-        pixels, (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    )
-    top, left = (outer.shape[0] - size[0]) // 2, (outer.shape[1] - size[1]) // 2
-    matrix[:2, 2] = -left, -top
-    inner = outer[top : top + size[0], left : left + size[1]]
-    return np.ascontiguousarray(inner), matrix
-
-
-FITS = {"squash": _squash, "letterbox": _letterbox, "crop": _centre_crop}
-"""Ways to meet a size: distort, keep all beside gray bars, keep the middle (short side whole)."""
-
-
-def _resample(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Area average along axes that shrink, then bilinear along axes that grow.
-
-    A shrinking below 1.5 is bilinear too: four neighbours miss next to nothing of the picture there
-    (what is left after a reduced JPEG decode is mostly of that kind), at a quarter of the time.
-    """
-    shrunk = (min(size[0], pixels.shape[0]), min(size[1], pixels.shape[1]))
-    if pixels.shape[0] < 1.5 * size[0] and pixels.shape[1] < 1.5 * size[1]:
-        shrunk = (pixels.shape[0], pixels.shape[1])
-    for target, method in ((shrunk, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
-        if pixels.shape[:2] != target:
-            resized = cv2.resize(pixels, target[::-1], interpolation=method)
-            pixels = resized.reshape(*target, pixels.shape[2])  # OpenCV drops a single channel
-    return pixels

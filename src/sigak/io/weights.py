@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sigak.io import keras_weights
+from sigak.io import darknet, keras_weights, onnx_weights
+from sigak.io.inert_pickle import read_inert
 from sigak.structures import Failure, SigakError
 
 __all__ = ["find_checkpoint", "header", "pack", "read", "read_foreign", "unpack", "write"]
@@ -116,9 +117,9 @@ def _refuse_pickle(path: Path) -> None:
         )
 
 
-def read_foreign(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a safetensors, .pt, .pth, .th, .bin, .h5 or .keras file, without
-    executing anything.
+def read_foreign(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The named tensors of a safetensors, .pt, .pth, .th, .bin, .h5, .keras, .onnx or darknet
+    .weights file, and the class names where the file has them, without executing anything.
     """
     path = Path(path)
     if not path.is_file():
@@ -126,19 +127,22 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return {name: file.get_tensor(name) for name in file.keys()}, []  # noqa: SIM118
         except SafetensorError as error:
             raise SigakError(f"{path} is not a whole safetensors file ({error})") from error
     if path.suffix in keras_weights.SUFFIXES:
-        return keras_weights.read(path)
+        return keras_weights.read(path), []
+    if path.suffix == ".onnx":
+        return onnx_weights.read(path), []
+    if path.suffix == ".weights":  # numbers without names: the network tells what they are
+        return {"numbers": torch.from_numpy(darknet.read_weights(path).numbers)}, []
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise SigakError(
-            f"{path} was refused: it is damaged, or holds objects other than tensors, which are "
-            "never executed; ask its author for safetensors or a plain state dict"
-        ) from error
-    return _tensors(loaded, path)
+        return _tensors(torch.load(path, map_location="cpu", weights_only=True), path), []
+    except SigakError:
+        raise
+    except Exception:  # objects of its authors' classes, or damage: the careful reader tells
+        state, facts = read_inert(path)
+        return state, facts.get("names", [])
 
 
 def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:

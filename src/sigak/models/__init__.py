@@ -5,7 +5,7 @@ One family is one file that ends with a literal table MODELS; this file only loo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -23,6 +23,7 @@ __all__ = [
     "create",
     "entry",
     "input_shape",
+    "matching",
     "names",
     "nearest",
     "try_out",
@@ -32,8 +33,10 @@ __all__ = [
 FAMILIES = (
     # classification
     "mlp",
+    "lstm_rows",
     "lenet",
     "lab",
+    "sprint",
     "torchvision_nets",
     "resnet_cifar",
     "darknet",
@@ -42,7 +45,17 @@ FAMILIES = (
     "nasnet",
     "classics",
     "keras_nets",
+    "keras_inception",
+    "keras_resnet_v2",
     "timm_nets",
+    # detection
+    "yolov8",
+    "yolov5",
+    "yolox",
+    "efficientdet",
+    "torchvision_detectors",
+    "localizer",
+    "darknet_detect",
     # generation
     "dcgan",
 )
@@ -63,6 +76,19 @@ def names(pattern: str = "*") -> list[str]:
         pattern = f"*{pattern}*"
     found = dict.fromkeys(name for table in _tables() for name in table)
     return [name for name in found if fnmatchcase(name.lower(), pattern.lower())]
+
+
+def matching(patterns: Iterable[str]) -> list[str]:
+    """`names` of several patterns; SigakError with the nearest names where one finds nothing."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matched = names(pattern)
+        if not matched:
+            near = nearest(pattern, names())
+            hint = f"did you mean {near}?" if near else "`sigak models` lists all."
+            raise SigakError(f"no network is called like {pattern!r}; {hint}")
+        found |= dict.fromkeys(matched)
+    return list(found)
 
 
 def nearest(name: str, known: list[str]) -> str:

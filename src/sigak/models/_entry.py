@@ -16,8 +16,8 @@ class Input:
     """What the network eats by default.
 
     size (H, W); color "gray", "rgb", "rgba", or "any": the data decides between gray and rgb; mean
-    and std per channel in [0, 1] units, applied inside the network; fit: how a picture meets the
-    size (squash, letterbox, crop).
+    and std per channel in [0, 1] units, applied inside the network; fit and resample: how a picture
+    meets the size (see `sigak.io.image.Preparation`).
     """
 
     size: tuple[int, int]
@@ -25,6 +25,7 @@ class Input:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     fit: str = "squash"
+    resample: str = "area"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Entry:
     (total, trainable) at the default input with `classes` outputs, total counting batch-norm
     statistics as Keras does. `tiny` holds build arguments of a small form for tests; `recipe`
     changes of the training defaults; `skip` {check: reason} of the zoo checklist; `note` what a
-    user should know of this form, such as how its count differs from a namesake elsewhere.
+    user should know of this form, such as how its count differs from a namesake elsewhere; `names`
+    the classes of its published weights, where the files do not hold them.
     """
 
     build: Callable[..., nn.Module]
@@ -71,6 +73,7 @@ class Entry:
     recipe: dict[str, Any] = field(default_factory=dict)
     skip: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    names: tuple[str, ...] = ()
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:

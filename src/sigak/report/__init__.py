@@ -27,6 +27,7 @@ _RUN: _Sections = (
     ("Learning", _results.learning),
     ("Pictures", _results.sheets),
     ("Mistakes", _results.mistakes),
+    ("Errors", _results.errors),
     ("Confusion", _results.confusion),
     ("Classes", _results.classes),
     ("Calibration", _results.calibration),
@@ -58,7 +59,7 @@ def write(path: str | Path, run: Mapping[str, Any]) -> Path:
     title str; model {name, task, parameters {total, trainable}, input [H, W, C]};
     data {name, classes [str], counts {split: pictures}, problems [{source, reason, action}]};
     history {epoch, loss, val_loss, accuracy, val_accuracy, lr}, lists of equal length;
-    best_epoch int; evaluation, what `sigak.metrics.Classification.compute` gives; evaluated_on
+    best_epoch int; evaluation, what the `compute` of `sigak.metrics` gives; evaluated_on
     "val" or "test"; mistakes [{source, truth, label, score, truth_score, image}] and samples
     [{source, label, image}], labels as names or class indices, images uint8 (H, W, C); sheets
     [{epoch, image}], what a generator made;

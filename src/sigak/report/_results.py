@@ -31,7 +31,9 @@ from sigak.report._parts import (
 )
 from sigak.report._pictures import picture
 
-__all__ = ["calibration", "classes", "confusion", "headline", "learning", "mistakes", "sheets"]
+__all__ = [
+    "calibration", "classes", "confusion", "errors", "headline", "learning", "mistakes", "sheets",
+]  # fmt: skip
 
 Run = Mapping[str, Any]
 
@@ -63,6 +65,8 @@ def headline(run: Run) -> Markup:
             interval(found.get("accuracy"), found.get("count")),
         ),
         card(percent(found.get("top5")), f"{where} top-5 accuracy"),
+        card(percent(found.get("map")), f"{where} AP", _between(found, "map")),
+        card(percent(found.get("map50")), f"{where} AP at IoU .5", _between(found, "map50")),
         card(number(found.get("loss")), f"{where} loss"),
         card(number(found.get("kid")), f"{where} kernel distance", "KID, lower is nearer"),
         card(number(best), "best epoch", f"of {epochs}" if epochs else ""),
@@ -89,6 +93,12 @@ def learning(run: Run) -> Markup:
         return curves(title, epochs, lines, best, share)
 
     charts = [chart("Loss", "loss"), chart("Accuracy", "accuracy", share=True)]
+    if history.get("val_map"):
+        lines = [
+            Line("at IoU .5", history["val_map50"], "other"),
+            Line("COCO's mean", history["val_map"], "main"),
+        ]
+        charts.append(curves("Average precision", epochs, lines, best, True))
     if history.get("val_kid"):  # of adversaries the sum of the losses says nothing
         sides = [("discriminator", "other"), ("generator", "main")]
         lines = [Line(n, history[f"{n}_loss"], s) for n, s in sides if history.get(f"{n}_loss")]
@@ -103,6 +113,36 @@ def learning(run: Run) -> Markup:
         tag("p", *unbroken(diagnose(history)), class_="verdict"),
         tag("div", *(c for c in charts if c), _best_epoch(history, epochs, best), class_="pair"),
     )
+
+
+def _between(found: Mapping[str, Any], key: str) -> str:
+    """The interval of a figure in words, where it was measured."""
+    bounds = (found.get("interval") or {}).get(key)
+    return f"{percent(bounds[0])} to {percent(bounds[1])} at 95 %" if bounds else ""
+
+
+_ERRORS = {
+    "cls": "right place, wrong class", "loc": "right class, badly placed",
+    "both": "wrong class and badly placed", "dupe": "found twice",
+    "bkg": "nothing is there", "miss": "not found",
+}  # fmt: skip
+
+
+def errors(run: Run) -> Markup:
+    """What goes wrong with boxes, and how precise they are at each recall."""
+    found = run.get("evaluation") or {}
+    told, lines = found.get("errors") or {}, found.get("curves") or {}
+    if not told and not lines:
+        return Markup()
+    rows = [
+        [_ERRORS[kind], bar(row.get("gain")), row.get("count")]
+        for kind, row in told.items()
+        if kind in _ERRORS and isinstance(row, Mapping)
+    ]
+    shown = (
+        table(("what goes wrong", "AP at .5 gained without it", "boxes"), rows) if rows else None
+    )
+    return section("errors", "Errors", tag("div", shown, class_="pair"))
 
 
 def sheets(run: Run) -> Markup:
@@ -148,6 +188,10 @@ def confusion(run: Run) -> Markup:
     names = [row["name"] for row in found.get("per_class") or []]
     names = names or [class_name(i, run) for i in range(len(counts))]
     caption = "Rows are the truth, columns what the network said; shaded by share of the row."
+    if len(counts) == len(names) + 1:
+        names.append("background")
+        least = number(found.get("confidence"))
+        caption += f" Boxes with a score of {least} or more, matched at IoU .5."
     if len(names) <= _TABLE_CLASSES:
         matrix = tag("div", _matrix(counts, names), class_="scroll")
         layout = "pair" if len(names) <= _NARROW else "stack"
@@ -172,13 +216,15 @@ def classes(run: Run) -> Markup:
         return Markup()
     # Classes without pictures come last: nothing is known of them.
     ordered = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"] or 0))
-    keys = ("precision", "recall", "f1")
+    keys = ("precision", "recall", "f1", *(key for key in ("ap50", "ap") if key in rows[0]))
     cells: list[list[object]] = [
         [row["name"], *(bar(row[key]) for key in keys), row["support"]] for row in ordered
     ]
     macro = found.get("macro")
     means = ", ".join(f"{k} {percent(macro[k])}" for k in keys) if macro else ""
-    headers = ("class", "precision", "recall", "F1", "pictures")
+    named = {"f1": "F1", "ap50": "AP at .5", "ap": "AP"}
+    things = "objects" if "ap" in rows[0] else "pictures"
+    headers = ("class", *(named.get(key, key) for key in keys), things)
     return section(
         "classes",
         "Classes, the weakest first",
@@ -195,6 +241,9 @@ def calibration(run: Run) -> Markup:
     filled = [b for b in found.get("bins") or [] if b["count"]]
     if not filled:
         return Markup()
+    if "mce" not in found:  # boxes: what a score means is another question
+        bins = [{**b, "accuracy": b["precision"]} for b in filled]
+        return section("calibration", "Calibration", reliability(bins))
     count = sum(b["count"] for b in filled)
     confidence = math.fsum(b["confidence"] * b["count"] for b in filled) / count
     accuracy = math.fsum(b["accuracy"] * b["count"] for b in filled) / count

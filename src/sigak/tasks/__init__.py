@@ -22,7 +22,7 @@ from sigak.structures import Batch, Sample, SigakError
 
 __all__ = ["Metric", "Result", "Task", "create"]
 
-TASKS = ("classify", "generate")
+TASKS = ("classify", "detect", "generate")
 
 
 class Result(Protocol):
@@ -40,7 +40,8 @@ class Metric(Protocol):
 
     def merge(self, other: Any) -> None: ...
 
-    def compute(self) -> dict[str, Any]: ...
+    def compute(self, detail: bool = True) -> dict[str, Any]:
+        """All figures, or without `detail` those that are followed from epoch to epoch."""
 
 
 class Task(ABC):
@@ -54,6 +55,7 @@ class Task(ABC):
     generative: ClassVar[bool] = (
         False  # makes pictures out of nothing instead of answering for some
     )
+    on_file: ClassVar[bool] = False  # answers lie in the file's frame and are drawn on the file
 
     def __init__(self, classes: Sequence[str], recipe: Recipe) -> None:
         self.classes = list(classes)
@@ -63,6 +65,17 @@ class Task(ABC):
     @abstractmethod
     def outputs(self) -> int:
         """How many classes the network is built with."""
+
+    def answering(self, **choices: Any) -> Task:
+        """The task with the choices of predict that concern it, such as a detector's conf;
+        SigakError for one that does not.
+        """
+        chosen = [name for name, value in choices.items() if value]
+        if chosen:
+            raise SigakError(
+                f"--{chosen[0]} says nothing to a checkpoint of the task {self.name}; leave it out"
+            )
+        return self
 
     def monitor(self, validated: bool) -> str:
         """The figure that tells the best epoch, with held-out pictures and without."""
@@ -121,13 +134,20 @@ class Task(ABC):
         """
         return None
 
+    def refuse_forms(self, forms: Sequence[str]) -> None:
+        """SigakError where `forms` names any: for tasks that have none."""
+        if forms:
+            raise SigakError(f"--{forms[0]} is for detectors; leave it out")
+
     @abstractmethod
     def draw(self, image: np.ndarray, result: Any) -> np.ndarray:
         """`image` (H, W, 3) uint8 with the result drawn on it."""
 
     @abstractmethod
-    def save(self, results: Sequence[Any], folder: Path) -> list[Path]:
-        """Write the results in the usual format of the field; returns the files."""
+    def save(self, results: Sequence[Any], folder: Path, forms: Sequence[str] = ()) -> list[Path]:
+        """Write the results in the usual format of the field, and in other `forms` by name where
+        the task has some; returns the files.
+        """
 
 
 def create(name: str, classes: Sequence[str], recipe: Recipe) -> Task:

@@ -141,8 +141,11 @@ class Classify(Task):
     def draw(self, image: np.ndarray, result: Classification) -> np.ndarray:
         return draw.grid([image], [f"{result.label} {result.score:.1%}"], 1)
 
-    def save(self, results: Sequence[Classification], folder: Path) -> list[Path]:
+    def save(
+        self, results: Sequence[Classification], folder: Path, forms: Sequence[str] = ()
+    ) -> list[Path]:
         """predictions.json and predictions.csv (source, label, score, one column a class)."""
+        self.refuse_forms(forms)
         folder.mkdir(parents=True, exist_ok=True)
         as_json, as_csv = folder / "predictions.json", folder / "predictions.csv"
         text = json.dumps([r.asdict() for r in results], indent=1, ensure_ascii=False)
@@ -174,7 +177,7 @@ class Accuracy:
         """Take in what another process counted."""
         self.measure.merge(other.measure)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self, detail: bool = True) -> dict[str, Any]:
         """See `metrics.Classification.compute`."""
         return self.measure.compute()
 

@@ -143,10 +143,13 @@ class Generate(Task):
     def draw(self, image: np.ndarray, result: Generated) -> np.ndarray:
         return tile([result.image])
 
-    def save(self, results: Sequence[Generated], folder: Path) -> list[Path]:
+    def save(
+        self, results: Sequence[Generated], folder: Path, forms: Sequence[str] = ()
+    ) -> list[Path]:
         """0001.png ..., sheet.png with all of them, and samples.json: a list of {file, source,
         seed}.
         """
+        self.refuse_forms(forms)
         digits = max(4, len(str(len(results))))
         files = [folder / f"{i + 1:0{digits}d}.png" for i in range(len(results))]
         for path, result in zip(files, results, strict=True):
@@ -223,7 +226,7 @@ class Distance:
         self.made += other.made
         self.count += other.count
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self, detail: bool = True) -> dict[str, Any]:
         """{count, kid, features}; kid is NaN for fewer than two pictures."""
         real, made = (torch.cat(rows)[:_MOST] for rows in (self.real, self.made))
         distance = kid(*_standardized(real, made)) if len(real) > 1 else math.nan

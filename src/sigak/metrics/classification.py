@@ -1,9 +1,7 @@
-"""Metrics: running totals that a number is computed from at the end.
+"""Classification: how well class probabilities fit the truth.
 
-A metric has three verbs: `update` takes in one batch, `merge` takes in another metric's totals
-(another process's, say), and `compute` gives plain values ready for JSON. All totals are exact -
-integers, or float sums without rounding error - so the numbers depend neither on how the pictures
-were cut into batches nor on the order in which parts were merged.
+All totals are exact - integers, or float sums without rounding error - so the numbers depend
+neither on how the pictures were cut into batches nor on the order in which parts were merged.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from sigak.metrics._counts import macro, per_class, ratio
 from sigak.structures import UNKNOWN, SigakError
 
 __all__ = ["Classification"]
@@ -106,19 +105,19 @@ class Classification:
         calibration: ece, mce, brier, bins - see `_calibration`.
         """
         count = int(self._confusion.sum())
-        per_class = _per_class(self.classes, self._confusion)
+        rows = per_class(self.classes, self._confusion)
         result: dict[str, Any] = {
             "count": count,
             "unknown": self._unknown,
-            "accuracy": _ratio(int(np.trace(self._confusion)), count),
-            "loss": _ratio(self._loss.total(), self._losses),
-            "per_class": per_class,
-            "macro": _macro(per_class),
+            "accuracy": ratio(int(np.trace(self._confusion)), count),
+            "loss": ratio(self._loss.total(), self._losses),
+            "per_class": rows,
+            "macro": macro(rows),
             "confusion": self._confusion.tolist(),
             "calibration": self._calibration(count),
         }
         if len(self.classes) > 5:
-            result["top5"] = _ratio(self._top5, count)
+            result["top5"] = ratio(self._top5, count)
         return result
 
     def _calibrate(self, confidence: np.ndarray, right: np.ndarray) -> None:
@@ -146,17 +145,17 @@ class Classification:
                 {
                     "low": float(_EDGES[i]),
                     "high": float(_EDGES[i + 1]),
-                    "confidence": _ratio(confidence, size),
-                    "accuracy": _ratio(right, size),
+                    "confidence": ratio(confidence, size),
+                    "accuracy": ratio(right, size),
                     "count": size,
                 }
             )
             gaps.append(abs(confidence - right))
         worst = max((gap / b["count"] for gap, b in zip(gaps, bins) if b["count"]), default=None)
         return {
-            "ece": _ratio(math.fsum(gaps), count),
+            "ece": ratio(math.fsum(gaps), count),
             "mce": worst,
-            "brier": _ratio(self._brier.total(), count),
+            "brier": ratio(self._brier.total(), count),
             "bins": bins,
         }
 
@@ -260,34 +259,3 @@ def _shown(names: list[str]) -> str:
     """The first few of `names`, for a message."""
     more = f", ... ({len(names)} in all)" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
-
-
-def _ratio(part: float, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def _per_class(names: list[str], confusion: np.ndarray) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    columns = zip(
-        names,
-        confusion.diagonal().tolist(),
-        confusion.sum(0).tolist(),
-        confusion.sum(1).tolist(),
-        strict=True,
-    )
-    for name, right, predicted, support in columns:
-        row: dict[str, Any] = {"name": name, "precision": None, "recall": None, "f1": None}
-        if support:
-            row["precision"] = right / predicted if predicted else 0.0
-            row["recall"] = right / support
-            row["f1"] = 2 * right / (predicted + support)
-        rows.append(row | {"support": support})
-    return rows
-
-
-def _macro(per_class: list[dict[str, Any]]) -> dict[str, float | None]:
-    present = [row for row in per_class if row["support"]]
-    return {
-        key: _ratio(math.fsum(row[key] for row in present), len(present))
-        for key in ("precision", "recall", "f1")
-    }

@@ -18,7 +18,8 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from sigak.metrics import Classification, _ExactSum
+from sigak.metrics import Classification
+from sigak.metrics.classification import _ExactSum
 from sigak.structures import UNKNOWN, SigakError
 
 

@@ -1,0 +1,138 @@
+"""Detections evaluated from files alone: COCO's annotations and COCO's list of results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import hotcoco
+import numpy as np
+
+from sigak.metrics import _coco
+from sigak.metrics._tables import Found, Truth
+from sigak.metrics.detection import report
+from sigak.structures import SigakError
+
+__all__ = ["evaluate_files"]
+
+_Rows = list[dict[str, Any]]
+
+
+def evaluate_files(
+    truth: str | Path, detections: str | Path, kind: Literal["boxes", "masks"] = "boxes"
+) -> dict[str, Any]:
+    """What `Detection.compute` tells of COCO files: `truth` an annotation file, `detections` a list
+    of {"image_id", "category_id", "bbox": [left, top, width, height], "score"}.
+
+    Every picture of `truth` counts, also one without detections; classes are in the order of their
+    ids. With kind "masks", of detections with a "segmentation" instead: count, COCO's twelve
+    numbers and per_class. Raises SigakError where a file cannot be read or names what the other
+    does not have.
+    """
+    if kind not in ("boxes", "masks"):
+        raise SigakError(f"kind must be boxes or masks, received {kind!r}")
+    known, found = _read(truth), _read(detections)
+    if not isinstance(found, list):
+        raise SigakError(f"{detections}: expected COCO's list of detections, received an object")
+    if not isinstance(known, dict):
+        raise SigakError(f"{truth}: expected an object of COCO annotations, received a list")
+    pictures = sorted(_ids(known, "images", truth))
+    names = _ids(known, "categories", truth)
+    classes = [str(names[key].get("name", key)) for key in sorted(names)]
+    shape = "bbox" if kind == "boxes" else "segmentation"
+    _check(known.get("annotations"), pictures, names, (shape,), truth)
+    _check(found, pictures, names, (shape, "score"), detections)
+    if kind == "masks":
+        return _masks(known, found, classes)
+    columns = _columns(known["annotations"], pictures, sorted(names))
+    areas = columns["boxes"][:, 2:].prod(1)
+    own = [row.get("area") for row in known["annotations"]]
+    areas = np.array([area if a is None else a for a, area in zip(own, areas)], np.float64)
+    crowd = np.array([bool(row.get("iscrowd")) for row in known["annotations"]], bool)
+    scores = np.array([row["score"] for row in found], np.float64)
+    return report(
+        Truth(**_sorted(columns | {"crowd": crowd, "areas": areas})),
+        Found(**_sorted(_columns(found, pictures, sorted(names)) | {"scores": scores})),
+        len(pictures),
+        classes,
+        detail=True,
+    )
+
+
+def _read(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as wrong:
+        raise SigakError(f"{path} cannot be read as JSON: {wrong}") from wrong
+
+
+def _ids(known: dict[str, Any], part: str, path: str | Path) -> dict[int, dict[str, Any]]:
+    """The rows of a part of an annotation file, by id."""
+    rows = known.get(part)
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("id"), int) for row in rows
+    ):
+        raise SigakError(f'{path}: expected a list "{part}" of objects with an integer "id"')
+    if not rows:
+        raise SigakError(f'{path}: expected at least one row in "{part}", received none')
+    return {row["id"]: row for row in rows}
+
+
+def _check(
+    rows: Any, pictures: list[int], names: dict[int, Any], fields: tuple[str, ...], path: str | Path
+) -> None:
+    """Raise SigakError at the first row that cannot be compared."""
+    if not isinstance(rows, list):
+        raise SigakError(f'{path}: expected a list "annotations"')
+    allowed = {"image_id": set(pictures), "category_id": set(names)}
+    for place, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise SigakError(f"{path}: row {place} must be an object, received {row!r}")
+        for key, values in allowed.items():
+            if not isinstance(row.get(key), int) or row[key] not in values:
+                raise SigakError(
+                    f"{path}: row {place} has the {key} {row.get(key)!r}, which the annotations do "
+                    "not list"
+                )
+        for field in fields:
+            value = row.get(field)
+            if not _sound(field, value):
+                raise SigakError(f"{path}: row {place} has no usable {field}, received {value!r}")
+
+
+def _sound(field: str, value: Any) -> bool:
+    if field == "segmentation":
+        return isinstance(value, list | dict)
+    numbers = value if isinstance(value, list) else [value]
+    wanted = 4 if field == "bbox" else 1
+    return len(numbers) == wanted and all(
+        isinstance(n, int | float) and np.isfinite(n) for n in numbers
+    )
+
+
+def _columns(rows: _Rows, pictures: list[int], categories: list[int]) -> dict[str, np.ndarray]:
+    place = {key: i for i, key in enumerate(pictures)}
+    label = {key: i for i, key in enumerate(categories)}
+    return {
+        "picture": np.array([place[row["image_id"]] for row in rows], np.int64),
+        "boxes": np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
+        "labels": np.array([label[row["category_id"]] for row in rows], np.int64),
+    }
+
+
+def _sorted(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The rows picture by picture, otherwise in the order of the file."""
+    order = np.argsort(columns["picture"], kind="stable")
+    return {name: values[order] for name, values in columns.items()}
+
+
+def _masks(known: dict[str, Any], found: _Rows, classes: list[str]) -> dict[str, Any]:
+    table = hotcoco.COCO(known)
+    try:
+        compared = _coco.compared(table, table.load_res(found), "segm")
+    except (ValueError, RuntimeError) as wrong:
+        raise SigakError(f"expected polygons or COCO's run-length codes: {wrong}") from wrong
+    tables = _coco.tables(compared)
+    rows = [{"name": name, **row} for name, row in zip(classes, _coco.per_class(tables))]
+    return {"count": len(known["images"]), **_coco.numbers(tables), "per_class": rows}
