@@ -16,8 +16,8 @@ from sigak.augment.geometry import move_instances
 from sigak.structures import IGNORE, Batch, Instances, SigakError
 
 GEOMETRY = [
-    "flip=h", "flip=v", "flip=both", "rotate=30", "shift=0.2", "shift=0.1/0.3", "zoom=0.3",
-    "zoom=0.3/0.1", "shear=15", "perspective=0.3", "crop=5", "rrc=0.5",
+    "flip=h", "flip=v", "flip=both", "flip=alternate", "rotate=30", "shift=0.2", "shift=0.1/0.3",
+    "zoom=0.3", "zoom=0.3/0.1", "shear=15", "perspective=0.3", "crop=5", "rrc=0.5",
     "flip=both,rotate=20,shift=0.1,zoom=0.2,shear=10",
 ]  # fmt: skip
 PHOTO = ["brightness=0.5", "contrast=0.5", "saturation=1", "hue=0.2", "noise=0.1", "cutout=9"]
@@ -83,6 +83,20 @@ def test_the_painted_box_is_where_the_box_is(spec: str, floating: bool) -> None:
     painted = changed.images.float().mul(255 if floating else 1).numpy()[:, 0]
     for picture, found in zip(painted, changed.instances or []):
         assert np.abs(np.array(extent(picture)) - found.boxes[0].numpy()).max() < 1.0
+
+
+def test_alternate_mirrors_show_every_picture_both_ways_in_two_epochs() -> None:
+    batch = batch_of(np.zeros((400, 4, 4, 1), np.uint8))
+    pipeline = Pipeline.parse("flip=alternate", (4, 4))
+
+    def mirrored(seed: int, epoch: int) -> np.ndarray:
+        return plan_of(pipeline, batch, seed, epoch).matrices[:, 0, 0] < 0
+
+    first = mirrored(0, 1)
+    assert 150 < first.sum() < 250
+    assert (mirrored(0, 2) == ~first).all()
+    assert (mirrored(0, 7) == first).all()
+    assert 150 < (mirrored(1, 1) == first).sum() < 250
 
 
 @pytest.mark.parametrize("spec", GEOMETRY)

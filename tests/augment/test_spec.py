@@ -44,8 +44,12 @@ def test_a_later_word_wins_over_a_preset() -> None:
         ("shift=1/2/3", "shift takes one number or two"),
         ("shift=2", "shift must be a number from 0 to 1, received '2'"),
         ("crop=2.5", "crop must be a whole number from 0 to 4096, received '2.5'"),
-        ("flip=x", "flip must be h or v or both, received 'x'"),
-        ("fill=wrap", "fill must be reflect or nearest or constant, received 'wrap'"),
+        ("flip=x", "flip must be h or v or both or alternate, received 'x'"),
+        ("scale=0.5", "did you mean zoom"),
+        ("mosaic=1,fill=constant", "leave fill out"),
+        ("mosaic=1,perspective=0.1", "leave perspective out"),
+        ("mixup=1,blend=1", "choose one kind"),
+        ("fill=wrap", "fill must be reflect or nearest or constant or gray, received 'wrap'"),
     ],
 )
 def test_mistakes_are_explained(spec: str, message: str) -> None:

@@ -50,6 +50,7 @@ class Draws:
             raise SigakError(
                 f"indices must be one row (B,) of whole numbers, received shape {np.shape(indices)}"
             )
+        self.seed, self.epoch, self.indices = seed, epoch, indices
         run = _mixed(np.array([seed & _WORD], np.uint64) + _STEP)
         run = _mixed(run ^ _mixed(np.array([epoch & _WORD], np.uint64) * _STEP + _STEP))
         samples = np.asarray(indices).astype(np.int64).astype(np.uint64)
@@ -57,6 +58,10 @@ class Draws:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def at_epoch(self, epoch: int) -> Draws:
+        """The draws of the same samples in another epoch."""
+        return Draws(self.seed, epoch, self.indices)
 
     def bits(self, slot: str | int, lane: int = 0) -> np.ndarray:
         """(B,) uint64 of 64 random bits; `lane` numbers independent words of one slot."""

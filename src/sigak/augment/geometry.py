@@ -60,14 +60,25 @@ def resize(draws: Draws, source: Size, size: Size) -> np.ndarray:
 
 
 def flip(draws: Draws, axes: str, size: Size) -> np.ndarray:
-    """Mirrors with chance one half: "h" left-right, "v" up-down, "both" each by its own coin."""
+    """Mirrors with chance one half: "h" left-right, "v" up-down, "both" each by its own coin.
+
+    "alternate" is left-right in every other epoch, beginning by a coin for each picture, so that
+    two epochs show a picture both ways (Jordan 2024, arXiv 2404.00498).
+    """
     matrices = _identity(len(draws))
     for axis, name in enumerate("hv"):
         if axes in (name, "both"):
-            mirrored = draws.chance(f"flip.{name}")
-            matrices[mirrored, axis, axis] = -1.0
-            matrices[mirrored, axis, 2] = size[1 - axis]
+            _mirror(matrices, draws.chance(f"flip.{name}"), axis, size)
+    if axes == "alternate":
+        coin = draws.at_epoch(0).chance("flip.alternate")
+        _mirror(matrices, coin ^ (draws.epoch % 2 == 1), 0, size)
     return matrices
+
+
+def _mirror(matrices: np.ndarray, chosen: np.ndarray, axis: int, size: Size) -> None:
+    """Make the `chosen` (B,) bool identities mirrors along x (axis 0) or y (axis 1), in place."""
+    matrices[chosen, axis, axis] = -1.0
+    matrices[chosen, axis, 2] = size[1 - axis]
 
 
 def rotate(draws: Draws, degrees: float, size: Size) -> np.ndarray:

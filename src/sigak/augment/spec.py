@@ -8,7 +8,9 @@ from difflib import get_close_matches
 from sigak.ops.warp import FILLS
 from sigak.structures import SigakError
 
-__all__ = ["HELP", "PRESETS", "Settings", "parse", "write"]
+__all__ = ["CLOSED", "GRAY", "HELP", "PRESETS", "Settings", "parse", "write"]
+
+GRAY = "gray"  # the fill of detection, where a mirror image would show objects without boxes
 
 # Words that stand for a whole specification, and may begin one: "medium,rotate=0,mixup=0.2".
 PRESETS = {
@@ -36,9 +38,13 @@ class _Rule:
 
 # In the order in which things are done, which is also the order of the standard written form.
 _RULES = {
+    "mosaic": _Rule("four pictures of the batch on one canvas, probability: mosaic=1"),
     "crop": _Rule("pad every side by N pixels, cut a random window: crop=4", 0, 4096, whole=True),
     "rrc": _Rule("random resized crop, the smallest share of the area: rrc=0.08"),
-    "flip": _Rule("mirror with chance 1/2: flip=h, flip=v or flip=both", words=("h", "v", "both")),
+    "flip": _Rule(
+        "mirror with chance 1/2: flip=h, flip=v or flip=both; flip=alternate every other epoch",
+        words=("h", "v", "both", "alternate"),
+    ),
     "zoom": _Rule(
         "scale by 1 ± share, above 1 magnifies: zoom=0.1, or height/width zoom=0.1/0.2",
         high=0.9,
@@ -58,10 +64,21 @@ _RULES = {
     "cutout": _Rule("blank a random square of N pixels: cutout=8", 0, 4096, whole=True),
     "mixup": _Rule("blend with a partner of the batch, alpha of the Beta: mixup=0.2", high=100),
     "cutmix": _Rule("paste a part of a partner, alpha of the Beta: cutmix=1", high=100),
+    "copypaste": _Rule("paste outlined objects of a partner, probability: copypaste=0.3"),
+    "blend": _Rule("show a partner and its objects through, probability: blend=0.15"),
+    "close": _Rule(
+        "no mosaic, copypaste and blend in the last N epochs: close=10", 0, 100_000, whole=True
+    ),
     "fill": _Rule(
-        "what lies outside: fill=reflect, nearest or constant (black)", words=tuple(FILLS)
+        "what lies outside: fill=reflect, nearest, constant (black) or gray (as beside a "
+        "letterboxed picture)",
+        words=(*FILLS, GRAY),
     ),
 }
+
+# What other tools call what is here, for those who come from there.
+_ELSEWHERE = {"scale": "zoom", "translate": "shift", "degrees": "rotate", "fliplr": "flip"}
+CLOSED = ("mosaic", "copypaste", "blend")  # what close=N leaves out of the last epochs
 
 HELP = {name: rule.help for name, rule in _RULES.items()}
 
@@ -80,7 +97,7 @@ class Settings:
         return any(name == known for known, _ in self.items)
 
     def __bool__(self) -> bool:
-        return any(name != "fill" for name, _ in self.items)
+        return any(name not in ("close", "fill") for name, _ in self.items)
 
     def word(self, name: str) -> str:
         """The word chosen for `name`; empty where it is not chosen."""
@@ -96,9 +113,13 @@ class Settings:
         """The (first) number chosen for `name`; 0 where it is not chosen."""
         return self.numbers(name)[0]
 
+    def without(self, names: tuple[str, ...]) -> Settings:
+        """The same settings but for `names`."""
+        return Settings(tuple(item for item in self.items if item[0] not in names))
+
     @property
     def fill(self) -> str:
-        """What lies outside a picture: reflect, nearest or constant."""
+        """What lies outside a picture: reflect, nearest, constant or gray."""
         return self.word("fill") or "reflect"
 
 
@@ -116,6 +137,7 @@ def parse(spec: str) -> Settings:
             chosen |= dict(parse(PRESETS[name]).items)
         elif name not in _RULES:
             near = get_close_matches(name, [*_RULES, *PRESETS], 3) or [*PRESETS, *_RULES]
+            near = [_ELSEWHERE[name]] if name in _ELSEWHERE else near
             raise SigakError(f"no augmentation is called {name!r}; did you mean {', '.join(near)}?")
         elif not text:
             raise SigakError(f"{name} needs a value after '='. {name}: {_RULES[name].help}")
@@ -124,6 +146,8 @@ def parse(spec: str) -> Settings:
     # Zeros and the fill that is taken anyway say nothing, so they are not kept.
     silent = ("reflect", (0.0,), (0.0, 0.0))
     kept = {name: value for name, value in chosen.items() if value not in silent}
+    if "mosaic" in kept:
+        kept.setdefault("fill", GRAY)
     return Settings(tuple((name, kept[name]) for name in _RULES if name in kept))
 
 
