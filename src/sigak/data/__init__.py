@@ -28,7 +28,7 @@ from sigak.data.records import (
     portable,
 )
 from sigak.data.splits import carve, group_files, group_pixels
-from sigak.structures import SigakError
+from sigak.structures import UNKNOWN, SigakError
 
 __all__ = [
     "NAMES",
@@ -121,20 +121,10 @@ def _read(spec: str | Path, download: bool, strict: bool) -> Dataset:
 
 def _read_boxes(path: Path, strict: bool) -> Dataset | None:
     """A set with boxes, where `path` is one."""
-    if path.suffix.lower() in (".yaml", ".yml") or (path / "data.yaml").is_file():
-        from sigak.data import yolo
+    from sigak.data import convert
 
-        return yolo.read(path / "data.yaml" if path.is_dir() else path, strict=strict)
-    inside = path / "instances.json"
-    if path.suffix.lower() == ".json" or inside.is_file():
-        from sigak.data import coco
-
-        return coco.read(inside if path.is_dir() else path, strict=strict)
-    if any((path / "Annotations").glob("*.xml")) or any(path.glob("*.xml")):
-        from sigak.data import voc
-
-        return voc.read(path, strict=strict)
-    return None
+    form = convert.recognize(path)
+    return convert.FORMATS[form].read(path, strict) if form else None
 
 
 def _identical(dataset: Dataset) -> dict[str, list[int]]:
@@ -176,15 +166,17 @@ def _report_identical(dataset: Dataset, groups: dict[str, list[int]]) -> list[Pr
 def _hold_out(dataset: Dataset, groups: list[int], share: float, seed: int) -> None:
     """Move a share of "train" into a new split "val"."""
     train = dataset.splits["train"]
-    labels = train.labels
+    boxes = dataset.kind == "objects"  # a picture of several classes cannot be split by class
+    labels = np.zeros(len(train), np.int64) if boxes else train.labels
     held = carve(labels, groups, keys(dataset, train), share, seed)
-    for label in sorted(set(labels.tolist()) - set(labels[held].tolist())):
-        name = dataset.classes[label] if label >= 0 else "pictures without objects"
+    chosen = train.subset(np.flatnonzero(held), "val")
+    missing = set(train.object_labels.tolist()) - set(chosen.object_labels.tolist())
+    for label in sorted(missing - {UNKNOWN}):
         reason = "too few different pictures to hold one out for validation"
-        dataset.problems.append(Problem(name, reason, "kept in train"))
+        dataset.problems.append(Problem(dataset.classes[label], reason, "kept in train"))
     if held.any():
         rest = {name: split for name, split in dataset.splits.items() if name != "train"}
         dataset.splits = {
             "train": train.subset(np.flatnonzero(~held), "train"),
-            "val": train.subset(np.flatnonzero(held), "val"),
+            "val": chosen,
         } | rest

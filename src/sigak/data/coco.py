@@ -136,6 +136,9 @@ def _files(path: Path) -> dict[str, Path]:
                 "the file itself"
             )
         files[name] = file
+    lone = [*path.glob("*.json")]
+    if not files and len(lone) == 1:
+        return {"train": lone[0]}
     if not files:
         raise SigakError(f"expected annotations/instances_train.json or the like in {path}")
     return {name: files[name] for name in ("train", "val", "test") if name in files}

@@ -16,7 +16,7 @@ from sigak.data.records import Dataset, Problem, Record, Split
 from sigak.io import image
 from sigak.structures import SigakError
 
-__all__ = ["FORMATS", "Conversion", "convert"]
+__all__ = ["FORMATS", "Conversion", "convert", "recognize"]
 
 FORMATS = {"yolo": yolo, "coco": coco, "voc": voc}
 
@@ -91,15 +91,25 @@ def convert(
     )
 
 
-def _read(path: Path, strict: bool) -> tuple[Dataset, coco.Facts | None]:
-    """The set at `path`, whose format shows in its files, and what COCO says besides."""
+def recognize(path: Path) -> str:
+    """Which of `FORMATS` the file or folder is in, by the names of its files; "" for none."""
     if path.suffix.lower() in (".yaml", ".yml") or any(path.glob("data.y*ml")):
-        return yolo.read(path, strict), None
+        return "yolo"
     jsons = ("annotations/*.json", "*/_*.json", "*.json")
     if path.suffix.lower() == ".json" or any(found for p in jsons for found in path.glob(p)):
+        return "coco"
+    if path.is_dir() and any(found for p in ("*.xml", "*/*.xml") for found in path.glob(p)):
+        return "voc"
+    return "voc" if (path / "ImageSets").is_dir() else ""
+
+
+def _read(path: Path, strict: bool) -> tuple[Dataset, coco.Facts | None]:
+    """The set at `path`, and what COCO says besides."""
+    form = recognize(path)
+    if form == "coco":
         return coco.parse(path, strict)
-    if path.is_dir() and any(path.glob("**/*.xml")):
-        return voc.read(path, strict), None
+    if form:
+        return FORMATS[form].read(path, strict), None
     what = "holds none of these" if path.exists() else "does not exist"
     raise SigakError(
         f"expected a data.yaml, a COCO .json or a folder with VOC's XML files; {path} {what}"

@@ -200,8 +200,8 @@ def digest(dataset: Dataset) -> str:
         record = split.records[index]
         total.update(f"{key}\0{record.label}\0".encode("utf-8", "surrogateescape"))
         if record.objects is not None:
-            total.update(record.objects.boxes)
-            total.update(record.objects.labels)
+            total.update(record.objects.boxes.tobytes())
+            total.update(record.objects.labels.tobytes())
         if split.pixels is None:
             total.update(str(os.path.getsize(record.source)).encode())
         else:
