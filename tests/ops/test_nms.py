@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigak.ops.boxes import iou as box_iou
-from sigak.ops.nms import nms, soft_nms
+from sigak.ops.nms import _apart, _suppress, nms, soft_nms
 from sigak.structures import SigakError
 
 
@@ -97,6 +97,11 @@ def test_classes_do_not_meet_and_small_boxes_are_not_moved() -> None:
     scores = torch.linspace(1, 0.1, 240)
     assert len(nms(boxes, scores, labels, 0.5)) == 240
     assert len(nms(boxes, scores, labels, 0.4)) == 160
+    # The way for devices: all classes at once.
+    apart = _apart(boxes, labels)
+    assert torch.equal(_suppress(apart, 0.5), torch.arange(240))
+    assert torch.equal(_suppress(apart, 0.4), nms(boxes, scores, labels, 0.4))
+    assert _apart(boxes[:0], labels[:0]).shape == (0, 4)
 
 
 def test_equal_scores_keep_their_order() -> None:

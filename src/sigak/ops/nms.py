@@ -51,15 +51,22 @@ def _greedy(boxes: Tensor, labels: Tensor | None, iou: float) -> Tensor:
     """`nms` of boxes that are sorted, best first: places (K,), ascending."""
     if labels is None:
         return _suppress(boxes, iou)
-    if boxes.device.type != "cpu":
-        # One call for all classes, each on a stretch of the plane of its own; float64 has the
-        # digits for it, float32 would move small boxes.
-        width = (boxes.max() - boxes.min() + 1).double() if len(boxes) else 1.0
-        return _suppress(boxes.double() + (labels * width)[:, None], iou)
+    if boxes.device.type == "cuda":  # every call has to wait for the device: one for all classes
+        return _suppress(_apart(boxes, labels), iou)
     places = labels.argsort(stable=True)
     groups = torch.split(places, torch.unique(labels, return_counts=True)[1].tolist())
     kept = [group[_suppress(boxes[group], iou)] for group in groups]
     return torch.cat(kept).sort().values if kept else places
+
+
+def _apart(boxes: Tensor, labels: Tensor) -> Tensor:
+    """The boxes with every class on a stretch of the plane of its own, in float64, which has the
+    digits for it: float32 would move small boxes.
+    """
+    if not len(boxes):
+        return boxes
+    boxes = boxes.double()
+    return boxes + (labels * (boxes.max() - boxes.min() + 1))[:, None]
 
 
 def _suppress(boxes: Tensor, iou: float) -> Tensor:
