@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sigak needs Python 3.11 or later; say which with make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (the first time some minutes: PyTorch is large)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,log]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,export,log,video]"
 	@touch $@
 
 demo: setup
@@ -33,7 +33,9 @@ test: setup
 test-all: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m "slow or data or not slow"
 
+# The page of all networks is written from the tables; then every page is checked.
 docs: setup
+	@$(BIN)/python -m sigak.catalogue docs
 	@$(BIN)/python -m pytest -q tests/test_docs.py
 
 bench: setup

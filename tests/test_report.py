@@ -467,3 +467,12 @@ def test_numbers_as_people_write_them() -> None:
         "12.3 s", "1 min 00 s", "4 min 05 s", "2 h 07 min", "92.3 %", "–", "–", "0.3127", "1,250",
         "–",
     ]  # fmt: skip
+
+
+def test_detection_is_diagnosed_by_its_average_precision():
+    history = {"loss": [9.0, 5.0, 4.0, 3.0], "val_map": [0.0, 0.2, 0.4, 0.6]}
+    assert diagnose(history).endswith("still rising: train for more (--epochs).")
+    history["val_map"] = [0.2, 0.6, 0.6, 0.595]
+    assert "best in epoch 2: 60.0%. It had stopped rising" in diagnose(history)
+    history["val_map"] = [0.0, 0.0, 0.0, 0.0]
+    assert "Hardly anything was found yet" in diagnose(history)

@@ -21,7 +21,8 @@ def diagnose(history: Mapping[str, Sequence[float | None]]) -> str:
 
     `history` holds lists with one value per epoch: loss, val_loss, accuracy and val_accuracy as
     shares, and epoch, the numbers of the epochs (1, 2, ... where missing). All but loss may be
-    missing; of a generator val_kid is read instead. None stands for "not measured", and so does
+    missing; of a generator val_kid and of a detector
+    val_map is read instead. None stands for "not measured", and so does
     NaN, unless a loss ends in it.
     """
     run = _Run(
@@ -32,6 +33,8 @@ def diagnose(history: Mapping[str, Sequence[float | None]]) -> str:
         return "No epoch was recorded."
     if history.get("val_kid"):
         return _generating(run.epochs, history)
+    if history.get("val_map"):
+        return _detecting(run.epochs, history)
     checks: list[Callable[[_Run], str]] = [
         _diverged, _one_epoch, _not_validated, _rising, _improving, _gaping, _underfitting,
     ]  # fmt: skip
@@ -39,6 +42,26 @@ def diagnose(history: Mapping[str, Sequence[float | None]]) -> str:
         if found := check(run):
             return found
     return f"{_standing(run)}: no sign of overfitting or underfitting."
+
+
+_LITTLE = 0.01  # average precision by which an epoch must be better to count as progress
+
+
+def _detecting(epochs: Sequence[Any], history: Mapping[str, Sequence[float | None]]) -> str:
+    """What the average precision on held-out pictures says; of a loss that weighs boxes, classes
+    and scores against each other its fall alone tells little.
+    """
+    known = [(v, int(e)) for e, v in zip(epochs, history["val_map"]) if v is not None]
+    if not known:
+        return "The average precision could not be measured: there were no objects to find."
+    (best, place), last = max(known, key=lambda pair: pair[0]), known[-1][1]
+    told = f"The average precision on held-out pictures was best in epoch {place}: {best:.1%}."
+    before = max((v for v, e in known if e <= 0.8 * last), default=0.0)
+    if best <= _LITTLE:
+        return told + " Hardly anything was found yet: train for more epochs (--epochs)."
+    if place == last or best > before + _LITTLE:
+        return told + " It was still rising: train for more (--epochs)."
+    return told + " It had stopped rising: more pictures or a larger network would help further."
 
 
 _WON = 0.1  # discriminator loss below which the generator has little left to learn from

@@ -243,7 +243,7 @@ def calibration(run: Run) -> Markup:
         return Markup()
     if "mce" not in found:  # boxes: what a score means is another question
         bins = [{**b, "accuracy": b["precision"]} for b in filled]
-        return section("calibration", "Calibration", reliability(bins))
+        return section("calibration", "Calibration", tag("div", reliability(bins), class_="pair"))
     count = sum(b["count"] for b in filled)
     confidence = math.fsum(b["confidence"] * b["count"] for b in filled) / count
     accuracy = math.fsum(b["accuracy"] * b["count"] for b in filled) / count
@@ -341,7 +341,7 @@ def _pairs(counts: np.ndarray, names: Sequence[str]) -> Markup | None:
         for truth, said in zip(*np.unravel_index(order, wrong.shape))
         if wrong[truth, said]
     ]
-    headers = ("truth", "taken for", "share of the class", "pictures")
+    headers = ("truth", "taken for", "share of the class", "count")
     return tag("div", tag("h3", "Most confused"), table(headers, rows)) if rows else None
 
 
