@@ -211,3 +211,16 @@ def test_muon_moves_the_rest_by_adam():
         ours.step()
         theirs.step()
     torch.testing.assert_close(net.classifier.weight, twin.classifier.weight)
+
+
+def test_the_moving_average_forgets_its_beginning():
+    update = optimize.moving_average(0.9)
+    old, numbers = torch.zeros(1), torch.zeros(1, dtype=torch.long)
+    expected = 0.0
+    for step in range(1, 200):
+        update([old, numbers], [torch.full((1,), float(step)), torch.tensor([step])], step)
+        share = min(0.9, (1 + step) / (10 + step))
+        expected = share * expected + (1 - share) * step
+        assert float(old) == pytest.approx(expected, rel=1e-5)
+    assert int(numbers) == 199
+    assert 185 < float(old) < 199

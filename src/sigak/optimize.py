@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "factor",
     "freeze",
     "in_head",
+    "moving_average",
     "norms_for",
     "orthogonalize",
     "restore",
@@ -241,6 +242,25 @@ def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         for name, value in buffers.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 buffers[name] = torch.empty_like(parameter).copy_(value)
+
+
+def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Any], None]:
+    """What turns the average of n steps into that of n + 1, in place: the older share is `decay`,
+    and less in the first steps, (1 + n) / (10 + n), so that what training began with is soon
+    forgotten.
+    """
+
+    @torch.no_grad()
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], steps: Any) -> None:
+        count = float(steps)
+        share = 1 - min(decay, (1 + count) / (10 + count))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new.to(old), share)
+            else:
+                old.copy_(new)
+
+    return update
 
 
 def in_head(name: str, head: tuple[str, ...]) -> bool:

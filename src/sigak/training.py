@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from sigak import data, foreign, models, optimize, tasks
 from sigak.callbacks import Callback, ModelCheckpoint, asked_for, restore, states
@@ -205,7 +205,7 @@ class Training:
         self.optimizers = optimize.build_parts(self.network, self.head, recipe, bool(pretrained))
         self.average: AveragedModel | None = None
         if recipe.ema:
-            average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+            average = optimize.moving_average(recipe.ema)
             self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
             self.engine = TorchEngine(self.average.module, self.device)
         self.parallel: nn.Module = self.network
