@@ -2,7 +2,8 @@
 is called.
 
 Exit 0: done. 2: the user's mistake, in one sentence. 1: a failure. With --json standard output
-holds one JSON document and nothing else; everything for people goes to standard error.
+holds one JSON document (for videos one a line) and nothing else; everything for people goes to
+standard error.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from sigak.recipe import Options, Recipe
 
 __all__ = [
     "Augment",
+    "Convert",
     "Data",
     "Evaluate",
     "Explain",
+    "Export",
     "FindLr",
     "Image",
     "Import",
@@ -118,26 +121,41 @@ class Evaluate:
     )
     batch: int = _flag(64, "pictures at a time")
     device: str = _flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    engine: str = _flag(
+        "",
+        "torch, torch-fused, torch-bf16, onnx, openvino, openvino-bf16, or auto: the fastest that "
+        "gives the same answers; empty: torch, or what an exported file is for",
+    )
     download: bool = _flag(False, "allow downloading the data if it is missing")
     json: bool = _flag(False, "print JSON")
 
 
 @dataclass(kw_only=True)
 class Predict:
-    """Answer for pictures, folders or globs; or make pictures, where the checkpoint is one that
-    does.
+    """Answer for pictures, folders, videos, streams or a camera; or make pictures, where the
+    checkpoint is one that does. With --json and a video every line of the output is one document.
     """
 
-    checkpoint: str = _arg("a checkpoint or a run folder")
+    checkpoint: str = _arg("a checkpoint, a run folder or an exported file")
     source: list[str] = field(
         default_factory=list,
-        metadata={"help": "pictures, folders or patterns", "positional": True, "many": True},
+        metadata={
+            "help": "pictures, folders, patterns, a .txt file with one of them a line, videos, "
+            "addresses of streams (rtsp://...), or a camera's number such as 0",
+            "positional": True,
+            "many": True,
+        },
     )
     prepare: str = _flag(
         "", 'picture steps done first, such as "crop=100,400,600,900 mirror invert"'
     )
     batch: int = _flag(64, "pictures at a time")
     device: str = _flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    engine: str = _flag(
+        "",
+        "torch, torch-fused, torch-bf16, onnx, openvino, openvino-bf16, or auto: the fastest that "
+        "gives the same answers; empty: torch, or what an exported file is for",
+    )
     save: str = _flag(
         "", "a folder for the answers and the pictures with their answers drawn on them"
     )
@@ -149,6 +167,8 @@ class Predict:
     )
     classes: str = _flag("", "detectors: only these, separated by commas, or a file of names")
     size: int = _flag(0, "detectors: longest side of the network's input; 0 means the checkpoint's")
+    every: int = _flag(1, "of a video each so many-th frame")
+    track: bool = _flag(False, "detectors: objects keep a number from frame to frame")
     txt: bool = _flag(False, "with --save: also labels/NAME.txt as YOLO writes them")
     coco: bool = _flag(False, "with --save: also coco.json, a COCO result file")
     samples: int = _flag(0, "make so many pictures instead, with a checkpoint such as a dcgan's")
@@ -171,6 +191,24 @@ class Explain:
         "", "the layer Grad-CAM looks at; empty: the deepest at the last convolution's resolution"
     )
     device: str = _flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    json: bool = _flag(False, "print JSON")
+
+
+@dataclass(kw_only=True)
+class Export:
+    """Write a checkpoint as a file for another engine, run it there, and compare the answers."""
+
+    checkpoint: str = _arg("a checkpoint or a run folder")
+    to: str = field(metadata={"help": "onnx or openvino"})
+    out: str = _flag(
+        "", "the file to write (.onnx; .xml with a .bin beside it); empty: beside the checkpoint"
+    )
+    precision: str = _flag(
+        "float32", "float32, or float16: weights take half the bytes and lose digits"
+    )
+    size: int = _flag(0, "detectors: longest side of the input; 0 means the checkpoint's")
+    data: str = _flag("", "compare on pictures of this data; empty: on drawn ones")
+    download: bool = _flag(False, "allow downloading the data if it is missing")
     json: bool = _flag(False, "print JSON")
 
 
@@ -293,6 +331,7 @@ VERBS: dict[str, tuple[type, ...]] = {
     "evaluate": (Evaluate,),
     "predict": (Predict,),
     "explain": (Explain,),
+    "export": (Export,),
     "models": (Models,),
     "data": (Data,),
     "convert": (Convert,),

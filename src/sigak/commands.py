@@ -25,6 +25,7 @@ __all__ = [
     "run_data",
     "run_evaluate",
     "run_explain",
+    "run_export",
     "run_find_lr",
     "run_image",
     "run_import",
@@ -176,44 +177,42 @@ def _table(rows: Sequence[tuple[str, ...]]) -> None:
 def run_predict(values: Values) -> None:
     """`sigak predict`"""
     from sigak.data import Problem
-    from sigak.io import image
     from sigak.prediction import load
+    from sigak.recording import Recorder, shown
+    from sigak.sources import find
 
-    predictor = load(values["checkpoint"], device=values["device"])
+    predictor = load(values["checkpoint"], device=values["device"], engine=values["engine"])
     if values["samples"]:
         return _run_generate(predictor, values)
-    problems: list[Problem] = []
-    results = []
-    folder = Path(values["save"]) if values["save"] else None
     if not (values["source"] or predictor.task.generative):
-        raise SigakError("expected pictures, folders or patterns; see `sigak predict --help`")
-    choices = {name: values[name] for name in ("conf", "iou", "classes", "size")}
+        raise SigakError("expected pictures, videos or folders; see `sigak predict --help`")
+    sources = find(values["source"]) if values["source"] else []
+    choices = {name: values[name] for name in ("conf", "iou", "classes", "size", "every", "track")}
     if choices["classes"]:
         choices["classes"] = _class_names(choices["classes"])
+    problems: list[Problem] = []
     answers = predictor.answers(
-        values["source"],
+        sources,
         prepare=values["prepare"],
         batch=values["batch"],
         problems=problems,
         **choices,
     )
-    for sample, result in answers:
-        results.append(result)
-        if folder:
-            name = f"{len(results):04d}-{Path(result.source).stem}.png"
-            drawn_on = image.read(sample.origin) if predictor.task.on_file else sample.image
-            image.save(folder / name, predictor.task.draw(drawn_on, result))
-        if not values["json"]:
-            print(f"{result.source}: {result}", flush=True)
-    for problem in problems:
-        _say(f"sigak: skipped {problem.source}: {problem.reason}")
-    if folder:
-        forms = [form for form in ("txt", "coco") if values[form]]
-        predictor.task.save(results, folder, forms)
-        _say(f"answers and pictures are in {folder}")
-    if values["json"]:
-        _print_json([r.asdict() for r in results])
-    if not results:
+    forms = [form for form in ("txt", "coco") if values[form]]
+    folder = Path(values["save"]) if values["save"] else None
+    moving = any(source.moving for source in sources)
+    count = 0
+    try:
+        with Recorder(folder, predictor.task, forms) as recorder:
+            for sample, result in shown(answers, moving=moving, as_json=values["json"]):
+                recorder.add(sample, result)
+                count += 1
+    finally:
+        for problem in problems:
+            _say(f"sigak: skipped {problem.source}: {problem.reason}")
+        if folder and count:
+            _say(f"answers and pictures are in {folder}")
+    if not count:
         raise SigakError("none of the pictures could be read; see the sentences above")
     return None
 
@@ -251,6 +250,18 @@ def run_explain(values: Values) -> None:
     if found.note:
         _say(found.note)
     _say(f"explained in {out}")
+
+
+def run_export(values: Values) -> None:
+    """`sigak export`"""
+    from sigak.exportation import export
+
+    as_json = values.pop("json")
+    done = export(values.pop("checkpoint"), values.pop("to"), **values)
+    if as_json:
+        _print_json(done.asdict())
+    else:
+        print(done)
 
 
 def run_models(values: Values) -> None:
