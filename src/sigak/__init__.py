@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sigak.data import load as load_data
     from sigak.evaluation import evaluate
     from sigak.explanation import explain
+    from sigak.exportation import export
     from sigak.lab import compare
     from sigak.models import create, names
     from sigak.prediction import load, predict
@@ -40,6 +41,7 @@ _PUBLIC = {
     "create": ("sigak.models", "create"),
     "evaluate": ("sigak.evaluation", "evaluate"),
     "explain": ("sigak.explanation", "explain"),
+    "export": ("sigak.exportation", "export"),
     "load": ("sigak.prediction", "load"),
     "load_data": ("sigak.data", "load"),
     "names": ("sigak.models", "names"),
@@ -59,6 +61,7 @@ __all__ = [
     "create",
     "evaluate",
     "explain",
+    "export",
     "load",
     "load_data",
     "names",

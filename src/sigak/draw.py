@@ -18,6 +18,8 @@ from sigak.structures import SigakError
 __all__ = ["boxes", "color_of", "grid", "text"]
 
 _Color = tuple[int, int, int]
+_Box = tuple[int, int, int, int]
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 # Fonts with Korean, Chinese and Japanese letters that systems bring; Pillow knows where to look.
 _SYSTEM_FONTS = (
@@ -69,42 +71,78 @@ def boxes(
     """A copy of `image` (H, W, 3) with boxes and their captions drawn, one colour a class.
 
     corners (N, 4) xyxy in the picture's pixels; the first is drawn last, on top. Lines and letters
-    grow with the picture, so that they can be read at any size.
+    grow with the picture, so that they can be read at any size. Captions do not cover each other:
+    the first chooses its place first, and one that finds none is left out.
     """
     canvas = Image.fromarray(_rgb(image))
     pen = ImageDraw.Draw(canvas)
     long_side = max(canvas.size)
     line, size = max(1, round(long_side / 320)), max(10, round(long_side / 48))
-    rows = list(zip(np.asarray(corners).reshape(-1, 4).tolist(), captions, labels, strict=True))
-    for (x1, y1, x2, y2), words, label in reversed(rows):
-        color = color_of(int(label))
-        # The pixels the box covers: pixel i is [i, i + 1).
-        left, right = sorted((round(x1), max(round(x2) - 1, round(x1))))
-        top, bottom = sorted((round(y1), max(round(y2) - 1, round(y1))))
-        pen.rectangle((left, top, right, bottom), outline=color, width=line)
+    places = map(_covered, np.asarray(corners).reshape(-1, 4))
+    rows = list(zip(places, captions, labels, strict=True))
+    for box, _, label in reversed(rows):
+        pen.rectangle(box, outline=color_of(int(label)), width=line)
+    taken: list[_Box] = []
+    for box, words, label in rows:
         if words:
-            _caption_box(pen, (left, top, right, bottom), words, size, color, canvas.size)
+            font, words = _font_for(words, size)
+            place = _free_place(box, _measure(pen, words, font), canvas.size, taken)
+            if place is not None:
+                taken.append(place)
+                _plate(pen, place, words, font, color_of(int(label)))
     return np.array(canvas)
 
 
-def _caption_box(
-    pen: ImageDraw.ImageDraw,
-    box: tuple[int, int, int, int],
-    words: str,
-    size: int,
-    color: _Color,
-    canvas: tuple[int, int],
-) -> None:
-    """A caption above the box, or inside it at the picture's upper edge; never off the picture."""
-    font, words = _font_for(words, size)
-    left, top, right, bottom = pen.textbbox((0, 0), words, font=font)
-    width, height = right - left + 4, bottom - top + 4
-    x = max(0, min(box[0], canvas[0] - width))
-    y = box[1] - height if box[1] >= height else box[1]
-    pen.rectangle((x, y, x + width, y + height), fill=color)
+def _covered(corners: np.ndarray) -> _Box:
+    """The first and last pixels that a box covers: pixel i is [i, i + 1)."""
+    x1, y1, x2, y2 = (float(v) for v in corners)
+    left, right = sorted((round(x1), max(round(x2) - 1, round(x1))))
+    top, bottom = sorted((round(y1), max(round(y2) - 1, round(y1))))
+    return left, top, right, bottom
+
+
+def _measure(pen: ImageDraw.ImageDraw, words: str, font: _Font) -> tuple[int, int]:
+    """(width, height) of a caption with its margin; all captions of a font are equally high."""
+    return round(pen.textlength(words, font=font)) + 4, _line_height(font) + 4
+
+
+def _line_height(font: _Font) -> int:
+    top, bottom = font.getbbox("Ág")[1::2]
+    return round(bottom - top)
+
+
+def _free_place(
+    box: _Box, measure: tuple[int, int], canvas: tuple[int, int], taken: Sequence[_Box]
+) -> _Box | None:
+    """Where a caption of `measure` (width, height) covers no other: above its box, else in it,
+    below or beside it; never off the picture.
+    """
+    (left, top, right, bottom), (width, height) = box, measure
+    above, below = top - height, bottom + 1
+    corners = [(left, above), (right - width + 1, above)]
+    if right - left >= width and bottom - top >= 2 * height:  # else it would hide what is in there
+        corners += [(left, top), (right - width + 1, top), (left, bottom - height + 1)]
+    corners += [(left, below), (right - width + 1, below), (right + 1, top), (left - width, top)]
+    for x, y in corners:
+        x = max(0, min(x, canvas[0] - width))
+        place = (x, y, x + width - 1, y + height - 1)
+        if 0 <= y <= canvas[1] - height and not any(_meet(place, other) for other in taken):
+            return place
+    return None
+
+
+def _meet(one: _Box, other: _Box) -> bool:
+    across = one[0] <= other[2] and other[0] <= one[2]
+    return across and one[1] <= other[3] and other[1] <= one[3]
+
+
+def _plate(pen: ImageDraw.ImageDraw, place: _Box, words: str, font: _Font, color: _Color) -> None:
+    """A caption on its coloured ground."""
+    pen.rectangle(place, fill=color)
     bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
     ink = (0, 0, 0) if bright else (255, 255, 255)
-    pen.text((x + 2 - left, y + 2 - top), words, fill=ink, font=font)
+    top = font.getbbox("Ág")[1]
+    pen.text((place[0] + 2, place[1] + 2 - top), words, fill=ink, font=font)
 
 
 def grid(
@@ -159,7 +197,7 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
 def _shorten(
     pen: ImageDraw.ImageDraw,
     words: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: _Font,
     width: int,
 ) -> str:
     if pen.textlength(words, font=font) <= width:
@@ -169,7 +207,7 @@ def _shorten(
     return words + "..."
 
 
-def _font_for(words: str, size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, str]:
+def _font_for(words: str, size: int) -> tuple[_Font, str]:
     """A font for `words` at `size` pixels, and the words as it can write them, on one line."""
     words = " ".join(words.split())
     font = _font(size, ascii_only=words.isascii())
@@ -179,7 +217,7 @@ def _font_for(words: str, size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont
 
 
 @lru_cache(maxsize=32)
-def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(size: int, ascii_only: bool) -> _Font:
     """The font Pillow carries, which has ASCII letters, or for others the first that is found."""
     for name in () if ascii_only else (*_SYSTEM_FONTS, _matplotlib_font()):
         try:

@@ -26,15 +26,16 @@ def evaluate(
     device: str = "auto",
     batch: int = 64,
     download: bool = False,
+    engine: str = "",
 ) -> dict[str, Any]:
     """Measure `checkpoint` on a split of `dataset`; the figures of the task's metric, and which
     split it was.
 
     split: train, val, test or all. By default the test split; without one the pictures that were
     held out when the checkpoint was trained on this very data; all of them if the data is new to
-    it.
+    it. engine: see `sigak.load`.
     """
-    predictor = load(checkpoint, device=device)
+    predictor = load(checkpoint, device=device, engine=engine)
     trained = predictor.header["recipe"]
     if not isinstance(dataset, Dataset):
         dataset = data.load(

@@ -135,6 +135,7 @@ def adopt(
         network, built = build(name, path)
         name, names = "darknet", list(classes or [])
     else:
+        models.entry(name)  # a mistyped name is told before the file is read
         names = classes or files.read_foreign(path)[1]
         built = models.arguments(name, classes=len(names) or None, **arguments)
         network = models.entry(name).build(**built)

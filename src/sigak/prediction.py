@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,9 +18,12 @@ from sigak.data.feed import Feed
 from sigak.io import image
 from sigak.io import weights as files
 from sigak.recipe import Recipe
-from sigak.runtime import Engine, TorchEngine, pick_device
+from sigak.runtime import Engine, TorchEngine, choice, pick_device
+from sigak.runtime.files import SUFFIXES, open_file
+from sigak.sources import Shot, find, shots
 from sigak.structures import Batch, Sample, SigakError
 from sigak.tasks import Metric, Result, Task
+from sigak.tracking import LOW, START, followed
 
 __all__ = ["Assessment", "Predictor", "assess", "load", "pixels_of", "predict"]
 
@@ -62,13 +66,14 @@ class Predictor:
         problems: list[Problem] | None = None,
         **choices: Any,
     ) -> Iterator[Result]:
-        """Answer a path, folder, glob, bytes, PIL picture, array, tensor, or a list or batch of
-        them, in turn.
+        """Answer a path, folder, glob, video, stream, camera, bytes, PIL picture, array, tensor, or
+        a list or batch of them, in turn; see `sigak.sources.find`.
 
         prepare: a chain of picture steps done first, such as "crop=100,400,600,900 mirror invert".
         problems: a list that takes up what could not be read; without it the first such picture
-        raises. size: the canvas of networks that take any. choices: what the task knows of, such as
-        conf=.25, iou=.7 and classes=["dog"] of detection.
+        raises. size: the canvas of networks that take any. every: of videos each so many-th frame.
+        track: objects keep a number from frame to frame (`sigak.tracking`). choices: what the task
+        knows of, such as conf=.25, iou=.7 and classes=["dog"] of detection.
         """
         how = {"prepare": prepare, "batch": batch, "problems": problems}
         for _, result in self.answers(source, **how, **choices):  # type: ignore[arg-type]
@@ -82,9 +87,13 @@ class Predictor:
         batch: int = 64,
         problems: list[Problem] | None = None,
         size: int = 0,
+        every: int = 1,
+        track: bool = False,
         **choices: Any,
     ) -> Iterator[tuple[Sample, Result]]:
-        """As `stream`, with the prepared picture beside each result."""
+        """As `stream`, with the prepared picture beside each result. A sample's origin is what it
+        was read from, or the `Frame`.
+        """
         if batch < 1:
             raise SigakError(f"--batch must be at least 1, received {batch}")
         if self.task.generative:
@@ -92,19 +101,36 @@ class Predictor:
                 f"a checkpoint of the task {self.task.name} makes pictures instead of answering "
                 f"for some; give --samples 64 (in Python: generate(64)) in place of pictures"
             )
+        start = choices.get("conf") or START
+        if track:
+            if self.task.name != "detect":
+                raise SigakError("--track is for detectors; leave it out")
+            choices["conf"] = min(LOW, start)
         task = self.task.answering(**choices)
         preparation = self.preparation_at(size)
         if prepare:  # a mistyped step is refused here, before any work
             preparation = replace(preparation, steps=tuple(prepare.split()))
+        coming = shots(find(source), every=every, problems=problems)
+        answers = self._rounds(task, coming, preparation, batch, problems)
+        yield from followed(answers, start) if track else answers
+
+    def _rounds(
+        self,
+        task: Task,
+        coming: Iterator[Shot],
+        preparation: image.Preparation,
+        batch: int,
+        problems: list[Problem] | None,
+    ) -> Iterator[tuple[Sample, Result]]:
         waiting: list[Sample] = []
-        for place, (name, thing) in enumerate(image.expand(source)):
+        for place, shot in enumerate(coming):
             try:
-                waiting.append(_sample(name, thing, place, preparation))
+                waiting.append(_sample(shot, place, preparation))
             except SigakError as error:
                 if problems is None:
                     raise
-                problems.append(Problem(name, str(error), "skipped"))
-            if len(waiting) == batch:
+                problems.append(Problem(shot.name, str(error), "skipped"))
+            if len(waiting) >= min(batch, shot.together):
                 yield from self._answer(task, waiting)
                 waiting = []
         if waiting:
@@ -148,27 +174,32 @@ class Predictor:
             yield from zip(together, task.predict(self.engine, batch), strict=True)
 
 
-def _sample(name: str, thing: Any, place: int, preparation: image.Preparation) -> Sample:
-    ready, matrix, size = image.load(thing, preparation)
-    return Sample(ready, name, place, matrix=matrix, size=size, origin=thing)
+def _sample(shot: Shot, place: int, preparation: image.Preparation) -> Sample:
+    ready, matrix, size = image.load(shot.thing, preparation)
+    return Sample(ready, shot.name, place, matrix=matrix, size=size, origin=shot.origin)
 
 
 # What a checkpoint must say of itself to be used.
 _HEADER = ("version", "name", "task", "arguments", "classes", "preparation", "recipe", "data")
 
 
-def load(checkpoint: str | Path | Predictor, *, device: str = "auto") -> Predictor:
-    """A predictor from a checkpoint file or run folder (a predictor is returned as it is)."""
+def load(
+    checkpoint: str | Path | Predictor, *, device: str = "auto", engine: str = ""
+) -> Predictor:
+    """A predictor from a checkpoint, a run folder or an exported file (a predictor is returned as
+    it is).
+
+    engine: what computes a checkpoint, one of `sigak.runtime.choice.ENGINES`, or "auto", the
+    fastest that gives the same answers; empty for PyTorch. An exported file has an engine of its
+    own.
+    """
     if isinstance(checkpoint, Predictor):
         return checkpoint
     path = files.find_checkpoint(checkpoint)
+    if path.suffix.lower() in SUFFIXES:
+        return _load_exported(path, device, engine)
     tensors, header = files.read(path)
-    lacking = [key for key in _HEADER if key not in header]
-    if lacking:
-        raise SigakError(
-            f"{path} is no checkpoint to predict with (its header lacks {', '.join(lacking)}); "
-            f"give the run's folder or its {files.BEST}"
-        )
+    _check_header(header, path)
     network = models.entry(header["name"]).build(**header["arguments"])
     expected = network.state_dict()
     missing = set(expected) ^ set(tensors)
@@ -180,11 +211,48 @@ def load(checkpoint: str | Path | Predictor, *, device: str = "auto") -> Predict
             f"(first: {min(missing)}); it was made by another version ({header['version']})"
         )
     network.load_state_dict(tensors)
+    task, preparation = _task_of(header)
+    where = pick_device(device)
+    if engine in ("", "torch"):
+        runner: Engine = TorchEngine(network, where)
+    else:
+        if device == "auto" and not engine.startswith("torch"):
+            where = pick_device("cpu" if engine != choice.AUTO else "auto")
+        one = choice.Candidate(network, task, preparation, header, _digest(path), where)
+        runner = choice.pick(one) if engine == choice.AUTO else choice.build(engine, one)
+    return Predictor(runner, network, task, preparation, header, path)
+
+
+def _load_exported(path: Path, device: str, engine: str) -> Predictor:
+    own = SUFFIXES[path.suffix.lower()]
+    if engine not in ("", choice.AUTO, own) or device not in ("auto", "cpu"):
+        raise SigakError(
+            f"{path.name} runs on {own} and the CPU, received --engine {engine or own} and "
+            f"--device {device}; leave them out, or give the checkpoint it was exported from"
+        )
+    runner = open_file(path)
+    _check_header(runner.header, path)
+    task, preparation = _task_of(runner.header)
+    return Predictor(runner, runner.network, task, preparation, runner.header, path)
+
+
+def _check_header(header: dict[str, Any], path: Path) -> None:
+    lacking = [key for key in _HEADER if key not in header]
+    if lacking:
+        raise SigakError(
+            f"{path} is no checkpoint to predict with (its header lacks {', '.join(lacking)}); "
+            f"give the run's folder or its {files.BEST}"
+        )
+
+
+def _task_of(header: dict[str, Any]) -> tuple[Task, image.Preparation]:
     task = tasks.create(header["task"], header["classes"], Recipe.of(header["recipe"]))
-    preparation = image.Preparation.of(header["preparation"])
-    return Predictor(
-        TorchEngine(network, pick_device(device)), network, task, preparation, header, path
-    )
+    return task, image.Preparation.of(header["preparation"])
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def predict(
@@ -193,12 +261,15 @@ def predict(
     *,
     prepare: str = "",
     device: str = "auto",
+    engine: str = "",
     **choices: Any,
 ) -> list[Any]:
-    """Results of `checkpoint` for `source`; see `Predictor.stream` for what a source may be, and
-    for the choices.
+    """Results of `checkpoint` for `source`; see `load` for the engine, and `Predictor.stream` for
+    what a source may be, and for the choices.
     """
-    return load(checkpoint, device=device).predict(source, prepare=prepare, **choices)
+    return load(checkpoint, device=device, engine=engine).predict(
+        source, prepare=prepare, **choices
+    )
 
 
 @dataclass

@@ -43,8 +43,8 @@ class Progress:
     ) -> None:
         self.bar.stop()
 
-    def begin(self, description: str, total: int, done: int = 0) -> None:
-        """Start a new bar of `total` pictures."""
+    def begin(self, description: str, total: int | None, done: int = 0) -> None:
+        """Start a new bar of `total` pictures; None where nobody knows."""
         self.bar.reset(
             self.task, description=description, total=total, completed=done, note="", visible=True
         )

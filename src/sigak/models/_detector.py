@@ -32,7 +32,7 @@ class Detector(nn.Module):
     def loss(
         self, raw: Any, truth: Sequence[Instances], size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """ "loss", the mean over the pictures that is minimised, and its parts by name; truth on the
+        """What is minimised, "loss", a mean over the pictures, and its parts by name; truth on the
         canvas of `size` (H, W).
         """
         raise NotImplementedError(type(self).__name__)

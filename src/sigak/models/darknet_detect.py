@@ -37,12 +37,12 @@ from sigak.io.darknet import (
     write_weights,
 )
 from sigak.layers.normalize import Normalize
+from sigak.models._coco_names import COCO80
 from sigak.models._darknet_cfgs import LAYOUTS, layout
 from sigak.models._darknet_heads import Head, learn
 from sigak.models._darknet_layers import Plan, Route, Shortcut, build_layer
 from sigak.models._detector import Detector, candidates
 from sigak.models._entry import Entry, Input, Weights
-from sigak.models.coco_names import COCO80
 from sigak.structures import Instances, SigakError
 
 __all__ = ["MODELS", "Darknet", "adopt", "load_weights", "save_weights"]

@@ -6,6 +6,7 @@ and layouts are translated layer by layer; a convolution's bias that batch norm 
 of its mean. mobilenet-keras answers as Keras does at multiples of 32 pixels: elsewhere Keras's
 padding is off the centre. The EfficientNets always normalise pictures by ImageNet's statistics, as
 Keras's released weights do; a normalisation layer adapted to other pictures is not taken over.
+ResNetV2, the Inceptions and Xception are in `keras_resnet_v2` and `keras_inception`.
 
 Input (B, C, H, W) in [0, 1], output (B, classes) logits, where Keras gives their softmax.
 """
@@ -13,18 +14,17 @@ Input (B, C, H, W) in [0, 1], output (B, classes) logits, where Keras gives thei
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
+from sigak.io.keras_weights import State, convert
 from sigak.models import nasnet, timm_nets
 from sigak.models._entry import Entry, Input, Weights
 from sigak.models.timm_nets import TimmClassifier
 
-__all__ = ["MODELS", "StrideFirstResNet", "convert"]
+__all__ = ["HALF", "MODELS", "STORE", "StrideFirstResNet", "weights_of"]
 
 
 class StrideFirstResNet(TimmClassifier):
@@ -37,84 +37,6 @@ class StrideFirstResNet(TimmClassifier):
         for module in self.net.modules():
             if hasattr(module, "conv3"):  # a bottleneck block
                 module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
-
-
-# ------------------------------------------------------------------ layouts
-
-State = dict[str, Tensor]
-
-
-def convert(
-    state: State,
-    *,
-    name_of: Callable[[str], str],
-    prefix: str = "net.",
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    bgr_stem: str = "",
-) -> State:
-    """Keras's tensors, "LAYER/0", "LAYER/1" ..., as ours.
-
-    name_of: a Keras layer's name to our module's, KeyError for a stranger, which keeps its name and
-    is reported as such; "" leaves a layer out. shapes: layers whose kernel is laid out anew first.
-    bgr_stem: the convolution that sees blue, green, red in Keras.
-    """
-    layers: dict[str, list[Tensor]] = {}
-    for key, value in state.items():
-        layers.setdefault(key.rpartition("/")[0], []).append(value)
-    ours: State = {}
-    for layer, (first, *rest) in layers.items():
-        if shapes and layer in shapes:
-            first = first.reshape(shapes[layer])
-        try:
-            name = name_of(layer)
-        except KeyError:
-            name = layer
-        if name:
-            found = _translate(layer, first, rest)
-            ours |= {f"{prefix}{name}".replace("*", kind) + end: t for kind, end, t in found}
-    _move_biases(ours, layers, name_of, prefix)
-    stem = f"{prefix}{bgr_stem}.weight"
-    if stem in ours and bgr_stem:
-        ours[stem] = ours[stem].flip(1)
-    return ours
-
-
-def _translate(layer: str, first: Tensor, rest: Sequence[Tensor]) -> list[tuple[str, str, Tensor]]:
-    """(what stands for the * in our name, ending, tensor) of one layer's arrays."""
-    if first.ndim == 1:  # batch norm: gamma, beta, moving mean, moving variance
-        ends = (".weight", ".bias", ".running_mean", ".running_var")
-        return [("", end, value) for end, value in zip(ends, (first, *rest))]
-    if rest and rest[0].ndim == 4:  # separable convolution: two kernels
-        return [
-            ("depthwise", ".weight", _depthwise(first)),
-            ("pointwise", ".weight", _dense(rest[0])),
-        ]
-    depthwise = "dw" in layer or "depthwise" in layer
-    found = [("", ".weight", _depthwise(first) if depthwise else _dense(first))]
-    if rest and not layer.endswith("_conv"):  # those biases go into batch norm
-        found.append(("", ".bias", rest[0]))
-    return found
-
-
-def _dense(kernel: Tensor) -> Tensor:
-    """(H, W, in, out) -> (out, in, H, W), or (in, out) -> (out, in)."""
-    return kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
-
-
-def _depthwise(kernel: Tensor) -> Tensor:
-    """(H, W, channels, 1) -> (channels, 1, H, W)."""
-    return kernel.permute(2, 3, 0, 1)
-
-
-def _move_biases(
-    ours: State, layers: dict[str, list[Tensor]], name_of: Callable[[str], str], prefix: str
-) -> None:
-    """Take each convolution's bias off the mean of the batch norm behind it: X_conv, X_bn."""
-    for layer, tensors in layers.items():
-        norm = layer.removesuffix("_conv") + "_bn"
-        if layer.endswith("_conv") and len(tensors) == 2 and norm in layers:
-            mean = f"{prefix}{name_of(norm)}.running_mean"
-            ours[mean] = ours[mean] - tensors[1]
 
 
 # ------------------------------------------------------------------ names
@@ -226,18 +148,24 @@ def _efficientnet_name(layer: str) -> str:
     return top[layer]
 
 
-# Keras's endings of NASNetMobile's cells, in order.
-_CELLS = ("stem_1", "stem_2", *"0123", "reduce_4", *"5678", "reduce_8", "9", "10", "11", "12")
+def _nasnet_cells(repeats: int) -> list[str]:
+    """Keras's endings of NASNet's cells, in order: 0, 1 ... but reduce_N instead of N."""
+    cells = [str(i) for i in range(3 * repeats + 1)]
+    cells[repeats] = f"reduce_{repeats}"
+    cells.insert(2 * repeats + 1, f"reduce_{2 * repeats}")
+    return ["stem_1", "stem_2", *cells]
 
 
-def _nasnet_name(layer: str) -> str:
+def _nasnet_name(layer: str, repeats: int) -> str:
+    """repeats: normal cells in each of the three rows."""
+    cells = _nasnet_cells(repeats)
     top = {"stem_conv1": "stem.0", "stem_bn1": "stem.1", "predictions": "classifier"}
     if layer in top:
         return top[layer]
-    found = _match(layer, rf"(\w+?)_({'|'.join(_CELLS)})")
+    found = _match(layer, rf"(\w+?)_({'|'.join(cells)})")
     if not found:
         raise KeyError(layer)
-    cell = f"cells.{_CELLS.index(found[2])}"
+    cell = f"cells.{cells.index(found[2])}"
     if sep := _match(found[1], r"separable_conv_(\d)_(bn_)?(?:normal|reduction)_(\w+)"):
         return f"{cell}.{sep[3]}.{'norm' if sep[2] else '*'}{sep[1]}"
     parts = {
@@ -255,12 +183,12 @@ def _nasnet_name(layer: str) -> str:
 
 # ------------------------------------------------------------------ rows
 
-_STORE = "https://storage.googleapis.com/tensorflow/keras-applications"
+STORE = "https://storage.googleapis.com/tensorflow/keras-applications"
 _TF = "weights_tf_dim_ordering_tf_kernels"
 # Keras subtracts the mean of its training pictures in 0..255 and scales nothing (Caffe's way).
 _CAFFE = ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
 _TORCH = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_HALF = ((0.5,) * 3, (0.5,) * 3)
+HALF = ((0.5,) * 3, (0.5,) * 3)
 Look = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -281,7 +209,7 @@ def _row(
         input=Input(row.input.size, "rgb", *look),
         parameters=row.parameters,
         args=args,
-        weights=(_weights(url, licence, conversion),),
+        weights=(weights_of(url, licence, conversion),),
         tiny={"size": (32, 32)},
         paper="https://keras.io/api/applications",
         licence=row.licence,
@@ -289,7 +217,8 @@ def _row(
     )
 
 
-def _weights(url: str, licence: str, conversion: Callable[[State], State]) -> Weights:
+def weights_of(url: str, licence: str, conversion: Callable[[State], State]) -> Weights:
+    """The row of Keras's published weights at `url`."""
     # Keras publishes MD5 sums only, and none for some.
     return Weights("keras", url, "", licence, "ImageNet-1k", 1000, convert=conversion)
 
@@ -302,19 +231,19 @@ def _vgg(layers: int, convolutions: tuple[int, ...]) -> Entry:
         shapes={"fc1": (7, 7, 512, -1), "fc2": (1, 1, 4096, -1)},
         bgr_stem="features.0",
     )
-    url = f"{_STORE}/vgg{layers}/vgg{layers}_{_TF}.h5"
+    url = f"{STORE}/vgg{layers}/vgg{layers}_{_TF}.h5"
     return _row(f"vgg{layers}", url, "CC-BY-4.0", _CAFFE, conversion)
 
 
 def _resnet(layers: int) -> Entry:
     conversion = partial(convert, name_of=_resnet_name, bgr_stem="conv1")
-    url = f"{_STORE}/resnet/resnet{layers}_{_TF}.h5"
+    url = f"{STORE}/resnet/resnet{layers}_{_TF}.h5"
     return _row(f"resnet{layers}", url, "MIT", _CAFFE, conversion)
 
 
 def _densenet(layers: int) -> Entry:
     conversion = partial(convert, name_of=_densenet_name)
-    url = f"{_STORE}/densenet/densenet{layers}_{_TF}.h5"
+    url = f"{STORE}/densenet/densenet{layers}_{_TF}.h5"
     return _row(f"densenet{layers}", url, "BSD-3-Clause", _TORCH, conversion)
 
 
@@ -322,6 +251,13 @@ def _efficientnet(number: int) -> Entry:
     conversion = partial(convert, name_of=_efficientnet_name)
     url = f"https://storage.googleapis.com/keras-applications/efficientnetb{number}.h5"
     return _row(f"tf_efficientnet_b{number}", url, "Apache-2.0", _TORCH, conversion)
+
+
+def _nasnet(kind: str, repeats: int) -> Entry:
+    name_of = partial(_nasnet_name, repeats=repeats)
+    conversion = partial(convert, name_of=name_of, prefix="")
+    weights = weights_of(f"{STORE}/nasnet/NASNet-{kind}.h5", "Apache-2.0", conversion)
+    return replace(nasnet.MODELS["nasnetmobile"], weights=(weights,))
 
 
 # What timm calls TensorFlow's: zeros added on the right and below first, and its epsilon.
@@ -334,29 +270,27 @@ MODELS = {
     **{f"densenet{n}-keras": _densenet(n) for n in (121, 169, 201)},
     "mobilenet-keras": _row(
         "mobilenetv1_100",
-        f"{_STORE}/mobilenet/mobilenet_1_0_224_tf.h5",
+        f"{STORE}/mobilenet/mobilenet_1_0_224_tf.h5",
         "Apache-2.0",
-        _HALF,
+        HALF,
         partial(convert, name_of=_mobilenet_name, shapes={"conv_preds": (1024, -1)}),
         **_TENSORFLOW,
     ),
     "mobilenetv2-keras": _row(
         "mobilenetv2_100",
-        f"{_STORE}/mobilenet_v2/mobilenet_v2_{_TF}_1.0_224.h5",
+        f"{STORE}/mobilenet_v2/mobilenet_v2_{_TF}_1.0_224.h5",
         "Apache-2.0",
-        _HALF,
+        HALF,
         partial(convert, name_of=_mobilenet_v2_name),
         **_TENSORFLOW,
     ),
     **{f"efficientnetb{n}-keras": _efficientnet(n) for n in range(8)},
-    "nasnetmobile-keras": replace(
-        nasnet.MODELS["nasnetmobile"],
-        weights=(
-            _weights(
-                f"{_STORE}/nasnet/NASNet-mobile.h5",
-                "Apache-2.0",
-                partial(convert, name_of=_nasnet_name, prefix=""),
-            ),
-        ),
+    "nasnetmobile-keras": _nasnet("mobile", repeats=4),
+    "nasnetlarge-keras": replace(
+        _nasnet("large", repeats=6),
+        input=Input((331, 331), "rgb", *HALF),
+        parameters=(88_949_818, 88_753_150),
+        args={"repeats": 6, "filters": 168, "stem": 96, "skip_reduction": True},
+        note="NASNet-A (6 @ 4032)",
     ),
 }

@@ -170,6 +170,8 @@ class NASNet(nn.Module):
     """Stem, two reduction cells, three rows of `repeats` normal cells, a dense layer.
 
     filters: of the first row's cells, the later rows have twice and four times as many.
+    skip_reduction: the cell behind a row's reduction cell takes as `before` what that one did, as
+    in NASNetLarge, not the last row's output.
     """
 
     head = ("classifier",)
@@ -185,6 +187,7 @@ class NASNet(nn.Module):
         repeats: int = 4,
         filters: int = 44,
         stem: int = 32,
+        skip_reduction: bool = False,
     ) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std)
@@ -194,11 +197,14 @@ class NASNet(nn.Module):
             ReductionCell(stem, filters, filters // 2, "halve"),
         ]
         before, now = filters, 2 * filters  # channels of the last two cells' outputs
+        self.skipped: set[int] = set()  # cells behind which `before` stays
         for row in range(3):
             width = filters * 2**row
             if row:
+                if skip_reduction:
+                    self.skipped.add(len(cells))
                 cells.append(ReductionCell(before, now, width, "same"))
-                before, now = now, 4 * width
+                before, now = before if skip_reduction else now, 4 * width
             for i in range(repeats):
                 cells.append(NormalCell(before, now, width, halve=i == 0))
                 before, now = now, 6 * width
@@ -210,8 +216,8 @@ class NASNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         before = now = self.stem(self.normalize(images))
-        for cell in self.cells:
-            before, now = now, cell(before, now)
+        for place, cell in enumerate(self.cells):
+            before, now = before if place in self.skipped else now, cell(before, now)
         return self.classifier(F.relu(now).mean((2, 3)))  # type: ignore[no-any-return]
 
 

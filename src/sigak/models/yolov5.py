@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from sigak.layers.conv import ConvNorm
 from sigak.layers.normalize import Normalize
+from sigak.models._coco_names import COCO80
 from sigak.models._detector import Detector, candidates
 from sigak.models._entry import Entry, Input, Weights
-from sigak.models.coco_names import COCO80
 from sigak.ops.boxes import aligned_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
 from sigak.structures import Instances, SigakError
 

@@ -29,7 +29,7 @@ from sigak.tasks import Task
 if TYPE_CHECKING:
     import supervision
 
-__all__ = ["TASK", "Average", "Detect", "Detections"]
+__all__ = ["TASK", "Average", "Detect", "Detections", "coco_rows", "yolo_lines"]
 
 _MEASURED_FROM = 0.001  # scores below do not move the average precision
 _SHOWN_FROM = 0.25
@@ -69,7 +69,9 @@ class Detections:
         )
 
     def asdict(self) -> dict[str, Any]:
-        """{source, size [H, W], objects: [{label, class_id, score, box [x1, y1, x2, y2]}]}."""
+        """{source, size [H, W], objects: [{label, class_id, score, box [x1, y1, x2, y2]}]}, and an
+        object's id where it is tracked.
+        """
         rows = zip(
             self.instances.labels.tolist(), self.scores.tolist(), self.instances.boxes.tolist()
         )
@@ -77,6 +79,9 @@ class Detections:
             {"label": self.classes[k], "class_id": k, "score": score, "box": box}
             for k, score, box in rows
         ]
+        if self.instances.ids is not None:
+            for number, one in zip(self.instances.ids.tolist(), objects, strict=True):
+                one["id"] = number
         return {"source": self.source, "size": list(self.size), "objects": objects}
 
     def to_supervision(self) -> supervision.Detections:
@@ -85,7 +90,7 @@ class Detections:
             import supervision
         except ImportError as error:
             raise SigakError(
-                "this needs the package supervision: pip install 'sigak[video]'"
+                "this needs the package supervision: pip install supervision"
             ) from error
         labels = self.instances.labels.numpy()
         return supervision.Detections(
@@ -190,6 +195,9 @@ class Detect(Task):
             f"{result.classes[k]} {score:.0%}"
             for k, score in zip(labels, result.scores.tolist(), strict=True)
         ]
+        if result.instances.ids is not None:
+            ids = result.instances.ids.tolist()
+            captions = [f"#{number} {words}" for number, words in zip(ids, captions, strict=True)]
         return draw.boxes(image, result.instances.boxes.numpy(), captions, labels)
 
     def save(

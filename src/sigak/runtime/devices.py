@@ -1,50 +1,29 @@
-"""The engines a network runs on, behind one call: images (B, C, H, W) in [0, 1] -> raw output.
-
-Evaluation, validation and prediction all run through here, in float32, so that they cannot
-disagree.
+"""What a run computes on: the device, the precision that pays there, the seeds of its generators,
+and the machine's facts.
 """
 
 from __future__ import annotations
 
 import platform
 from importlib import metadata
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sigak.structures import SigakError
 
-__all__ = ["Engine", "TorchEngine", "environment", "pick_device", "pick_precision", "seed_step"]
-
-
-class Engine(Protocol):
-    """Anything that turns images into a network's raw output."""
-
-    device: torch.device
-
-    def __call__(self, images: Tensor) -> Any: ...
-
-
-class TorchEngine:
-    """A PyTorch network in evaluation mode, without gradients, in float32 and channels_last
-    memory.
-    """
-
-    def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last)
-
-    def __call__(self, images: Tensor) -> Any:
-        training = self.network.training
-        self.network.eval()
-        try:
-            with torch.inference_mode():
-                return self.network(images)
-        finally:
-            self.network.train(training)
+__all__ = [
+    "cpu_has_bfloat16",
+    "cpu_name",
+    "environment",
+    "pick_device",
+    "pick_precision",
+    "seed_step",
+]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -84,7 +63,7 @@ def pick_precision(
     if device.type == "cuda":
         capable = torch.cuda.get_device_capability(device)[0] >= 8
     elif device.type == "cpu":
-        capable = _cpu_has_bfloat16() and _gains_on_cpu(network, shape)
+        capable = cpu_has_bfloat16() and _gains_on_cpu(network, shape)
     return torch.bfloat16 if capable else torch.float32
 
 
@@ -101,7 +80,7 @@ def _gains_on_cpu(network: nn.Module, shape: tuple[int, ...]) -> bool:
     return bool(counter.get_total_flops() >= 2 * 5e6)
 
 
-def _cpu_has_bfloat16() -> bool:
+def cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself (AVX512_BF16 or AMX on x86)."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
@@ -135,3 +114,13 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **{name: metadata.version(name) for name in packages},
     }
+
+
+def cpu_name() -> str:
+    """The processor as its maker calls it, where the system says so."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
