@@ -132,6 +132,7 @@ def adopt(
     if name.endswith(".cfg"):
         from sigak.models.darknet_detect import adopt as build
 
+        network: nn.Module
         network, built = build(name, path)
         name, names = "darknet", list(classes or [])
     else:

@@ -341,7 +341,10 @@ def test_preparation_travels_through_json():
         ({"size": 28}, "received 28"),
         ({"size": (0, 5)}, "at least 1"),
         ({"size": (5, 5), "color": "bgr"}, "color must be one of gray, rgb, rgba"),
-        ({"size": (5, 5), "fit": "pad"}, "fit must be one of squash, letterbox, corner, rect, crop"),
+        (
+            {"size": (5, 5), "fit": "pad"},
+            "fit must be one of squash, letterbox, corner, rect, crop",
+        ),
         ({"size": (5, 5), "steps": ("miror",)}, "did you mean mirror"),
         ({"size": (5, 5), "steps": "mirror gray"}, "tuple of words"),
     ],

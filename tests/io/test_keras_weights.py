@@ -56,7 +56,8 @@ def write_archive(path):
 )
 def test_layers_are_read_in_order(name, write, tmp_path):
     write(tmp_path / name)
-    state = weights.read_foreign(tmp_path / name)
+    state, names = weights.read_foreign(tmp_path / name)
+    assert names == []
     assert list(state) == ["fc/0", "fc/1"]
     assert state["fc/0"].tolist() == KERNEL.tolist()
     assert state["fc/1"].tolist() == BIAS.tolist()
