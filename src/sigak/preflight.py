@@ -218,8 +218,8 @@ def _colors(look: _Look, color: str) -> Iterator[Finding]:
     yield Finding(
         "color",
         ", ".join(sources),
-        f"{few.sum():,} of {len(look):,} pictures are {word}, the others are not; by class: "
-        + ", ".join(by_class[:8]),
+        f"{few.sum():,} of {len(look):,} pictures are {word}, the others are not"
+        + ("; by class: " + ", ".join(by_class[:8]) if by_class else ""),
         "train with --color gray if colour does not matter, above all where the classes differ",
     )
 

@@ -96,5 +96,5 @@ def test_notes_are_shown(sigak_cli):
     import json
 
     done = sigak_cli("models", "resnet50v2", "--json")
-    (facts,) = json.loads(done.out)
+    facts, *_ = json.loads(done.out)
     assert facts["note"].startswith("19,008 fewer than Keras's 25,613,800")

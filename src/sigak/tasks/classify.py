@@ -184,7 +184,8 @@ class Accuracy:
 
 def _known(batch: Batch) -> Tensor:
     if batch.labels is None:
-        raise SigakError("classification needs labelled pictures, and these have no labels")
+        what = "boxes instead: train a detector such as yolov8n" if batch.truth else "no labels"
+        raise SigakError(f"classification needs labelled pictures, and these have {what}")
     return batch.labels
 
 
