@@ -88,7 +88,7 @@ def test_a_wrong_word(folder, sigak_cli, digits_run):
     refused(sigak_cli("augment", pets, "--out", "x.png", "--rows", 0), "--rows must be at least 1")
     refused(sigak_cli("augment", pets, "--out", "x.xyz", "--size", 8), "cannot save x.xyz")
     refused(sigak_cli("predict"), "required: checkpoint")
-    refused(sigak_cli("predict", run), "expected pictures, folders or patterns")
+    refused(sigak_cli("predict", run), "expected pictures, videos or folders")
     refused(sigak_cli("predict", run, pets, "--batch", 0), "--batch must be at least 1")
     refused(sigak_cli("evaluate", run, "digits", "--batch", 0), "--batch must be at least 1")
     refused(sigak_cli("evaluate", run, "digits", "--split", "tset"), "it has train, val, test")

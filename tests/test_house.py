@@ -245,6 +245,8 @@ def test_habits(path):
         "accelerate": inside == "training.py",
         "urllib": inside == "io/download.py",
         "onnx": inside.startswith("runtime/") or inside == "io/onnx_weights.py",
+        "av": inside == "io/video.py",
+        "hotcoco": inside == "metrics/_coco.py",
         "onnxruntime": inside.startswith("runtime/"),
         "openvino": inside.startswith("runtime/"),
     }

@@ -186,7 +186,8 @@ def run_predict(values: Values) -> None:
         return _run_generate(predictor, values)
     if not (values["source"] or predictor.task.generative):
         raise SigakError("expected pictures, videos or folders; see `sigak predict --help`")
-    sources = find(values["source"]) if values["source"] else []
+    predictor.refuse_generative()
+    sources = find(values["source"])
     choices = {name: values[name] for name in ("conf", "iou", "classes", "size", "every", "track")}
     if choices["classes"]:
         choices["classes"] = _class_names(choices["classes"])

@@ -269,11 +269,13 @@ def in_head(name: str, head: tuple[str, ...]) -> bool:
 
 
 def freeze(network: nn.Module, head: tuple[str, ...], *, frozen: bool, norms: bool) -> None:
-    """Freeze (or let go) everything but the head's layers; `norms` keeps the backbone's batch norm
+    """Freeze (or let go) everything but the head's layers; what a network names in `fixed` never
+    moves; `norms` keeps the backbone's batch norm
     in evaluation mode, so that it does not forget the statistics it was trained with.
     """
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not frozen or in_head(name, head))
+        moves = not frozen or in_head(name, head)
+        parameter.requires_grad_(moves and name not in getattr(network, "fixed", ()))
     for name, module in network.named_modules():
         if norms and isinstance(module, _BatchNorm) and not in_head(name, head):
             module.eval()

@@ -96,11 +96,7 @@ class Predictor:
         """
         if batch < 1:
             raise SigakError(f"--batch must be at least 1, received {batch}")
-        if self.task.generative:
-            raise SigakError(
-                f"a checkpoint of the task {self.task.name} makes pictures instead of answering "
-                f"for some; give --samples 64 (in Python: generate(64)) in place of pictures"
-            )
+        self.refuse_generative()
         start = choices.get("conf") or START
         if track:
             if self.task.name != "detect":
@@ -135,6 +131,14 @@ class Predictor:
                 waiting = []
         if waiting:
             yield from self._answer(task, waiting)
+
+    def refuse_generative(self) -> None:
+        """SigakError where the checkpoint makes pictures instead of answering for some."""
+        if self.task.generative:
+            raise SigakError(
+                f"a checkpoint of the task {self.task.name} makes pictures instead of answering "
+                f"for some; give --samples 64 (in Python: generate(64)) in place of pictures"
+            )
 
     def preparation_at(self, size: int = 0) -> image.Preparation:
         """The preparation, with a canvas of another `size` where the network takes any."""

@@ -147,6 +147,7 @@ class YOLOv8(Detector):
     """
 
     head = ("detect",)
+    fixed = ("bins",)
     nms_iou: ClassVar[float] = 0.7
     stride: ClassVar[int] = 32
 
