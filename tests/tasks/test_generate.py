@@ -253,7 +253,7 @@ def test_mistakes_of_asking_are_told(run, digits_run, tmp_path, sigak_cli):
         ((run.folder, "x.png"), "give --samples 64"),
         ((run.folder,), "give --samples 64"),
         ((digits_run.folder, "--samples", 4, "--save", "out"), "leave out --samples"),
-        ((digits_run.folder,), "expected pictures, folders or patterns"),
+        ((digits_run.folder,), "expected pictures, videos or folders"),
     ]
     for words, sentence in cases:
         said = sigak_cli("predict", *words)

@@ -1,4 +1,5 @@
-"""Convolution, batch norm, activation: the brick of most detectors; and folding it into one layer.
+"""Convolution, batch norm, activation: the brick of most detectors, pooling at several widths made
+of it, and folding it into one layer.
 
 A trained batch norm is a fixed scale and shift per channel, which the convolution before it can
 carry in its own kernel and bias: fewer layers, the same output.
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from copy import deepcopy
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-__all__ = ["ConvNorm", "fuse"]
+__all__ = ["SPPF", "ConvNorm", "fuse"]
 
 
 class ConvNorm(nn.Module):
@@ -43,6 +45,22 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))  # type: ignore[no-any-return]
+
+
+class SPPF(nn.Module):
+    """Spatial pyramid pooling: windows of 5, 9 and 13 as three pools of 5 in a row."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = ConvNorm(channels, channels // 2)
+        self.pool = nn.MaxPool2d(5, 1, padding=2)
+        self.merge = ConvNorm(4 * (channels // 2), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.reduce(x)]
+        for _ in range(3):
+            parts.append(self.pool(parts[-1]))
+        return self.merge(torch.cat(parts, 1))  # type: ignore[no-any-return]
 
 
 def fuse(network: nn.Module) -> nn.Module:

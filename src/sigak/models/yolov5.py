@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sigak.layers.conv import ConvNorm
+from sigak.layers.conv import SPPF, ConvNorm
 from sigak.layers.normalize import Normalize
 from sigak.models._coco_names import COCO80
 from sigak.models._detector import Detector, candidates
@@ -33,7 +33,6 @@ from sigak.structures import Instances, SigakError
 __all__ = [
     "C3",
     "MODELS",
-    "SPPF",
     "Bottleneck",
     "Goals",
     "Head",
@@ -86,22 +85,6 @@ class C3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.merge(torch.cat([self.blocks(self.reduce(x)), self.bypass(x)], 1))  # type: ignore[no-any-return]
-
-
-class SPPF(nn.Module):
-    """Spatial pyramid pooling: windows of 5, 9 and 13 as three pools of 5 in a row."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.reduce = ConvNorm(channels, channels // 2)
-        self.pool = nn.MaxPool2d(5, 1, padding=2)
-        self.merge = ConvNorm(4 * (channels // 2), channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = [self.reduce(x)]
-        for _ in range(3):
-            parts.append(self.pool(parts[-1]))
-        return self.merge(torch.cat(parts, 1))  # type: ignore[no-any-return]
 
 
 class Neck(nn.Module):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sigak.layers.conv import ConvNorm
+from sigak.layers.conv import SPPF, ConvNorm
 from sigak.layers.normalize import Normalize
 from sigak.models._coco_names import COCO80
 from sigak.models._detector import Detector, candidates
@@ -34,7 +34,7 @@ from sigak.models._entry import Entry, Input, Weights
 from sigak.ops.boxes import aligned_iou
 from sigak.structures import Instances, SigakError
 
-__all__ = ["MODELS", "SPPF", "Bottleneck", "C2f", "Head", "Neck", "Targets", "YOLOv8", "assign"]
+__all__ = ["MODELS", "Bottleneck", "C2f", "Head", "Neck", "Targets", "YOLOv8", "assign"]
 
 STRIDES = (8, 16, 32)
 BINS = 16  # of the distribution of a side's length, in cells
@@ -74,22 +74,6 @@ class C2f(nn.Module):
         parts = list(self.split(x).chunk(2, 1))
         for block in self.blocks:
             parts.append(block(parts[-1]))
-        return self.merge(torch.cat(parts, 1))  # type: ignore[no-any-return]
-
-
-class SPPF(nn.Module):
-    """Spatial pyramid pooling: windows of 5, 9 and 13 as three pools of 5 in a row."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.reduce = ConvNorm(channels, channels // 2)
-        self.pool = nn.MaxPool2d(5, 1, padding=2)
-        self.merge = ConvNorm(4 * (channels // 2), channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = [self.reduce(x)]
-        for _ in range(3):
-            parts.append(self.pool(parts[-1]))
         return self.merge(torch.cat(parts, 1))  # type: ignore[no-any-return]
 
 
