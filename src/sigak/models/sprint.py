@@ -167,7 +167,7 @@ def _norm(width: int) -> nn.BatchNorm2d:
 
 
 _RECIPE = {
-    "epochs": 8,
+    "epochs": 12,
     "batch": 500,
     "accumulate": 4,
     "optimizer": "muon",
