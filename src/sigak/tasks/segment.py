@@ -26,7 +26,7 @@ from sigak.io import index_map
 from sigak.ops.rle import run_lengths
 from sigak.structures import IGNORE, Batch, Sample, SigakError
 from sigak.tasks import Task
-from sigak.tasks._windows import Views, best_classes, sliding
+from sigak.tasks._windows import Views, best_classes, highest, sliding
 
 __all__ = ["TASK", "Overlap", "Segment", "Segmentation", "coco_rows"]
 
@@ -151,7 +151,8 @@ class Segment(Task):
         loss = losses.pixel_loss(self.recipe.loss or "ce")(logits, maps)
         with torch.no_grad():
             known = maps != IGNORE
-            right = ((logits.argmax(1) == maps) & known).sum() / known.sum().clamp_min(1)
+            answer = highest(logits.detach().unbind(1))
+            right = ((answer == maps) & known).sum() / known.sum().clamp_min(1)
         yield "main", {"loss": loss, "pixel_accuracy": right}
 
     def predict(self, network: Any, batch: Batch) -> list[Segmentation]:
