@@ -66,8 +66,13 @@ LANGUAGES = {
     },
 }
 _TASKS = {
-    "en": {"classify": "Classification", "generate": "Generation", "detect": "Detection"},
-    "ko": {"classify": "분류", "generate": "생성", "detect": "검출"},
+    "en": {
+        "classify": "Classification",
+        "generate": "Generation",
+        "detect": "Detection",
+        "segment": "Segmentation",
+    },
+    "ko": {"classify": "분류", "generate": "생성", "detect": "검출", "segment": "분할"},
 }
 _COMMANDS = """```bash
 sigak models --compare lenet5 lstm-rows mlp --seconds 0.1 --sort images_per_second --out speed.csv

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sigak.models._detector import Detector
+from sigak.models._segmenter import Segmenter
 from sigak.structures import Failure, SigakError
 
 __all__ = ["KEY", "OnnxEngine", "convert", "write"]
@@ -41,7 +42,7 @@ def _packages() -> tuple[Any, Any]:
 
 def convert(network: nn.Module, shape: tuple[int, ...]) -> bytes:
     """`network` as an ONNX model that takes any batch of inputs of `shape` (C, H, W), and any
-    canvas where it is a detector that does.
+    canvas where it is a detector or segmenter that does.
 
     Outputs are called "output", or "output0" and so on where raw output is a sequence.
     """
@@ -117,9 +118,13 @@ def _first(error: Exception) -> str:
 
 def _axes(network: nn.Module, names: list[str]) -> dict[str, dict[int, str]]:
     """The axes that are not fixed."""
-    any_canvas = isinstance(network, Detector) and network.stride
+    any_canvas = isinstance(network, Detector | Segmenter) and network.stride
     canvas = {2: "height", 3: "width"} if any_canvas else {}
-    return {"images": {0: "batch", **canvas}, **{name: {0: "batch"} for name in names}}
+    answer = canvas if isinstance(network, Segmenter) else {}  # as large as the picture
+    return {
+        "images": {0: "batch", **canvas},
+        **{name: {0: "batch", **answer} for name in names},
+    }
 
 
 class _Flat(nn.Module):
