@@ -66,8 +66,18 @@ LANGUAGES = {
     },
 }
 _TASKS = {
-    "en": {"classify": "Classification", "generate": "Generation", "detect": "Detection"},
-    "ko": {"classify": "분류", "generate": "생성", "detect": "검출"},
+    "en": {
+        "classify": "Classification",
+        "generate": "Generation",
+        "detect": "Detection",
+        "instances": "Instance segmentation",
+    },
+    "ko": {
+        "classify": "분류",
+        "generate": "생성",
+        "detect": "검출",
+        "instances": "인스턴스 분할",
+    },
 }
 _COMMANDS = """```bash
 sigak models --compare lenet5 lstm-rows mlp --seconds 0.1 --sort images_per_second --out speed.csv

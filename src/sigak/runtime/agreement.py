@@ -142,5 +142,6 @@ def _same_picture(task: Any, ours: Any, theirs: Any) -> bool:
 _SAME: dict[str, Callable[[Any, Any, Any], bool | None]] = {
     "classify": _same_class,
     "detect": _same_boxes,
+    "instances": _same_boxes,
     "generate": _same_picture,
 }

@@ -22,7 +22,7 @@ from sigak.structures import Batch, Sample, SigakError
 
 __all__ = ["Metric", "Result", "Task", "create"]
 
-TASKS = ("classify", "detect", "generate")
+TASKS = ("classify", "detect", "instances", "generate")
 
 
 class Result(Protocol):
