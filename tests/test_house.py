@@ -239,7 +239,8 @@ def test_habits(path):
     assert imported.isdisjoint({"ultralytics", "albumentationsx", "pickle"})
     inside = path.relative_to(SOURCE).as_posix()
     doors = {
-        "cv2": inside.startswith("io/") or inside in ("ops/warp.py", "draw.py", "data/scenes.py"),
+        "cv2": inside.startswith("io/")
+        or inside in ("ops/warp.py", "ops/outlines.py", "draw.py", "data/scenes.py"),
         "PIL": inside.startswith(("io/", "report/")) or inside == "draw.py",
         "timm": inside.startswith("models/"),
         "segmentation_models_pytorch": inside == "models/smp_nets.py",
@@ -247,7 +248,8 @@ def test_habits(path):
         "urllib": inside == "io/download.py",
         "onnx": inside.startswith("runtime/") or inside == "io/onnx_weights.py",
         "av": inside == "io/video.py",
-        "hotcoco": inside in ("metrics/_coco.py", "metrics/files.py", "ops/rle.py"),
+        "hotcoco": inside
+        in ("metrics/_coco.py", "metrics/files.py", "ops/outlines.py", "ops/rle.py"),
         "onnxruntime": inside.startswith("runtime/"),
         "openvino": inside.startswith("runtime/"),
     }

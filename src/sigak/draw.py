@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sigak.structures import SigakError
+from sigak.structures import Masks, SigakError
 
-__all__ = ["boxes", "class_map", "color_of", "grid", "palette", "text"]
+__all__ = ["boxes", "class_map", "color_of", "grid", "masks", "palette", "text"]
 
 _Color = tuple[int, int, int]
 _Box = tuple[int, int, int, int]
@@ -29,6 +29,7 @@ _SYSTEM_FONTS = (
     "AppleSDGothicNeo.ttc",
     "malgun.ttf",
 )
+_VEIL = 0.45  # how much of a mask's colour covers the picture
 _MARGIN = 4  # pixels between pictures, and between a picture and its caption
 
 
@@ -126,6 +127,30 @@ def class_map(
         _plate(pen, place, words, font, tuple(colors[label]))  # type: ignore[arg-type]
         top += height + 1
     return np.array(canvas)
+
+
+def masks(image: np.ndarray, found: Masks, labels: Sequence[int] | np.ndarray) -> np.ndarray:
+    """A copy of `image` (H, W, 3) with masks laid over it, one colour a class, and their borders
+    drawn; the first is laid last, on top.
+    """
+    canvas = np.array(_rgb(image))
+    if canvas.shape[:2] != tuple(found.size):
+        raise SigakError(
+            f"masks of {found.size[0]} x {found.size[1]} do not fit a picture of "
+            f"{canvas.shape[0]} x {canvas.shape[1]}"
+        )
+    for patch, window, label in reversed(
+        list(zip(found.patches, found.windows(), labels, strict=True))
+    ):
+        if patch.any():
+            color = np.array(color_of(int(label)), np.float32)
+            part = canvas[window]
+            mixed = part * (1 - _VEIL) + color * _VEIL
+            framed = np.pad(patch, 1)
+            inner = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+            shown = np.where(inner[..., None], mixed, color)
+            np.copyto(part, shown.round().astype(np.uint8), where=patch[..., None])
+    return canvas
 
 
 def _covered(corners: np.ndarray) -> _Box:

@@ -45,7 +45,11 @@ def evaluate(
     name = split or _default_split(predictor, dataset)
     chosen = _relabel(_pick(dataset, name), dataset.classes, predictor.classes)
     pictures = Pictures(
-        chosen, predictor.preparation, predictor.task.collate, device=predictor.engine.device
+        chosen,
+        predictor.preparation,
+        predictor.task.collate,
+        device=predictor.engine.device,
+        masks="masks" in predictor.task.needs,
     )
     feed = Feed(pictures.load(), batch=batch)
     found = assess(predictor.engine, predictor.task, feed)

@@ -99,7 +99,7 @@ class Predictor:
         self.refuse_generative()
         start = choices.get("conf") or START
         if track:
-            if self.task.name != "detect":
+            if self.task.name not in ("detect", "instances"):
                 raise SigakError("--track is for detectors; leave it out")
             choices["conf"] = min(LOW, start)
         task = self.task.answering(**choices)

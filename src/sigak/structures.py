@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ __all__ = [
     "Batch",
     "Failure",
     "Instances",
+    "Masks",
     "Sample",
     "SigakError",
+    "SoftMasks",
     "stack_images",
 ]
 
@@ -40,28 +42,107 @@ UNKNOWN = -1
 IGNORE = 255
 
 
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Masks of N objects on a canvas of `size` (H, W), each kept only around the object: a hundred
+    objects on 640 x 640 take about a megabyte, as whole planes 41.
+
+    patches: N arrays (h, w) bool; corners (N, 2) int64: x, y of the first pixel of each. Patches
+    lie within the canvas; that of an object without a pixel is empty.
+    """
+
+    patches: list[np.ndarray]
+    corners: np.ndarray
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, planes: Tensor | np.ndarray) -> Masks:
+        """From whole planes (N, H, W), of which what is not 0 belongs to the object."""
+        patches, corners = [], []
+        for plane in np.asarray(planes) != 0:
+            rows, columns = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
+            top, left = (int(line[0]) if len(line) else 0 for line in (rows, columns))
+            bottom, right = (int(line[-1]) + 1 if len(line) else 0 for line in (rows, columns))
+            patches.append(plane[top:bottom, left:right].copy())
+            corners.append((left, top))
+        height, width = planes.shape[1:]
+        return cls(patches, np.array(corners, np.int64).reshape(-1, 2), (int(height), int(width)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Masks]) -> Masks:
+        """Those of several lists of objects on one canvas, in order."""
+        patches = [patch for part in parts for patch in part.patches]
+        return cls(patches, np.concatenate([part.corners for part in parts]), parts[0].size)
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, index: Tensor) -> Masks:
+        """Those at an int64 index (M,)."""
+        order = index.cpu().numpy()
+        return Masks([self.patches[i] for i in order], self.corners[order], self.size)
+
+    def planes(self) -> Tensor:
+        """(N, H, W) bool."""
+        whole = np.zeros((len(self), *self.size), bool)
+        for plane, place, patch in zip(whole, self.windows(), self.patches):
+            plane[place] = patch
+        return torch.from_numpy(whole)
+
+    def windows(self) -> list[tuple[slice, slice]]:
+        """Rows and columns of the canvas that each patch covers."""
+        return [
+            (slice(y, y + patch.shape[0]), slice(x, x + patch.shape[1]))
+            for (x, y), patch in zip(self.corners.tolist(), self.patches)
+        ]
+
+    def areas(self) -> Tensor:
+        """(N,) int64 pixels."""
+        return torch.tensor([int(np.count_nonzero(p)) for p in self.patches], dtype=torch.int64)
+
+
+class SoftMasks(Protocol):
+    """What a network says of the masks of N candidates: cheap to choose from, and decided only for
+    those that are left.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor) -> SoftMasks:
+        """Those at an int64 index (M,)."""
+
+    def decided(self, boxes: Tensor, matrix: Tensor, size: tuple[int, int]) -> Masks:
+        """The masks within their boxes (N, 4) in a frame of `size` (H, W), into which `matrix`
+        (3, 3) leads from the network's canvas.
+        """
+
+
 @dataclass
 class Instances:
     """Objects of one picture as arrays of equal length N. The same class holds truth and
     prediction.
 
-    boxes (N, 4) float xyxy; labels (N,) int64; scores (N,) float in [0, 1]; masks (N, H, W) bool;
-    points (N, K, 3) float x, y, visibility (0 unlabelled, 1 hidden, 2 visible); texts N strings;
-    ids (N,) int64; crowd (N,) bool, groups that are not learnt and forgive what is found in them;
-    areas (N,) float square pixels, an object's own area where it is known.
+    boxes (N, 4) float xyxy; labels (N,) int64; scores (N,) float in [0, 1]; masks `Masks`, which
+    may be given as whole planes (N, H, W); points (N, K, 3) float x, y, visibility (0 unlabelled, 1
+    hidden, 2 visible); texts N strings; ids (N,) int64; crowd (N,) bool, groups that are not learnt
+    and forgive what is found in them; areas (N,) float square pixels, an object's own area where it
+    is known; soft: of candidates, masks that are not decided yet.
     """
 
     boxes: Tensor
     labels: Tensor
     scores: Tensor | None = None
-    masks: Tensor | None = None
+    masks: Masks | None = None
     points: Tensor | None = None
     texts: list[str] | None = None
     ids: Tensor | None = None
     crowd: Tensor | None = None
     areas: Tensor | None = None
+    soft: SoftMasks | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.masks, Tensor):
+            self.masks = Masks.of(self.masks)
         if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
             raise SigakError(
                 f"boxes must have shape (N, 4) as x1, y1, x2, y2, received "

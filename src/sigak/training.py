@@ -154,21 +154,19 @@ class Training:
         self.val_feed = Feed(val, batch=recipe.batch, share=self.share) if val else None
 
     def _decode(self, name: str) -> Pictures:
-        split = self.dataset.splits[name]
         learnt = name == "train"
-        pictures = Pictures(
-            split,
-            self.preparation.of_one_size() if learnt else self.preparation,
-            self.task.collate,
-            reduced=learnt,
-            threads=self.options.threads or None,
-            device=self.device,
-        )
-        self.progress.begin(f"reading {name}", len(split))
+        preparation = self.preparation.of_one_size() if learnt else self.preparation
+        threads = self.options.threads or None
+        pictures = self._pictures(name, preparation, reduced=learnt, threads=threads)
+        self.progress.begin(f"reading {name}", len(pictures.split))
         pictures.load(self.progress.reach, strict=self.options.strict)
         for problem in pictures.problems:
             self.progress.say(f"skipped {problem.source}: {problem.reason}")
         return pictures
+
+    def _pictures(self, name: str, preparation: image.Preparation, **how: Any) -> Pictures:
+        how |= {"device": self.device, "masks": "masks" in self.task.needs}
+        return Pictures(self.dataset.splits[name], preparation, self.task.collate, **how)
 
     def _prepare_network(self) -> None:
         recipe = self.recipe
@@ -493,7 +491,5 @@ class Training:
     def _final_feed(self, name: str) -> Feed:
         if name == "val" and self.val_feed is not None:
             return self.val_feed
-        pictures = Pictures(
-            self.dataset.splits[name], self.preparation, self.task.collate, device=self.device
-        )
+        pictures = self._pictures(name, self.preparation)
         return Feed(pictures.load(), batch=self.recipe.batch, share=self.share)

@@ -46,11 +46,13 @@ class Pictures:
         reduced: bool = False,
         threads: int | None = None,
         device: torch.device | str = "cpu",
+        masks: bool = False,
     ) -> None:
         """reduced: decode JPEGs at the smallest scale that still covers the size (training
-        only).
+        only); masks: fill the outlines of objects.
         """
         self.split = split
+        self.masks = masks
         self.preparation = preparation
         self.collate = collate
         self.reduced = reduced
@@ -167,17 +169,17 @@ class Pictures:
         try:
             pixels, matrix, size = image.load(source, self.preparation, reduced=self.reduced)
             class_map = None if record.class_map is None else record.class_map.read()
+            sample = Sample(pixels, record.source, int(index), record.label, matrix=matrix,
+                            size=size)  # fmt: skip
+            if record.objects is not None:
+                how, canvas = {"masks": self.masks}, (pixels.shape[0], pixels.shape[1])
+                sample.label, sample.truth = None, to_instances(record.objects, None, size, **how)
+                sample.instances = to_instances(record.objects, matrix, canvas, **how)
         except SigakError as error:
             if index not in self.failed:  # a set read anew each epoch names it once
                 self.failed.add(int(index))
                 self.problems.append(Problem(record.source, str(error), "skipped"))
             return None
-        sample = Sample(pixels, record.source, int(index), record.label, matrix=matrix, size=size)
-        if record.objects is not None:
-            sample.label, sample.truth = None, to_instances(record.objects)
-            sample.instances = to_instances(
-                record.objects, matrix, (pixels.shape[0], pixels.shape[1])
-            )
         if record.class_map is not None and class_map is not None:
             sample.label, sample.class_map = None, _moved(class_map, matrix, pixels.shape)
             if not self.reduced:  # to be measured by what the file says

@@ -148,5 +148,6 @@ _SAME: dict[str, Callable[[Any, Any, Any], bool | None]] = {
     "classify": _same_class,
     "detect": _same_boxes,
     "segment": _same_map,
+    "instances": _same_boxes,
     "generate": _same_picture,
 }

@@ -22,7 +22,7 @@ from sigak.structures import Batch, Sample, SigakError
 
 __all__ = ["Metric", "Result", "Task", "create", "needs"]
 
-TASKS = ("classify", "detect", "segment", "generate")
+TASKS = ("classify", "detect", "instances", "segment", "generate")
 
 
 class Result(Protocol):
