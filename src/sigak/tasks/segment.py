@@ -23,8 +23,8 @@ from torch import Tensor
 from sigak import draw, losses, metrics
 from sigak.augment.pipeline import Pipeline
 from sigak.io import index_map
-from sigak.ops.rle import run_lengths
-from sigak.structures import IGNORE, Batch, Sample, SigakError
+from sigak.ops.outlines import codes
+from sigak.structures import IGNORE, Batch, Masks, Sample, SigakError
 from sigak.tasks import Task
 from sigak.tasks._windows import Views, best_classes, highest, sliding
 
@@ -237,11 +237,15 @@ def coco_rows(result: Segmentation) -> list[dict[str, Any]]:
     """
     stem = Path(result.source).stem
     image_id = int(stem) if stem.isdecimal() else stem
-    found = result.class_map
+    shown = [k for k, count in enumerate(result.pixels) if count]
+    masks = Masks.of(result.class_map == np.array(shown, np.uint8)[:, None, None])
     return [
-        {"image_id": image_id, "category_id": k, "segmentation": run_lengths(found == k)}
-        for k, count in enumerate(result.pixels)
-        if count
+        {
+            "image_id": image_id,
+            "category_id": k,
+            "segmentation": code | {"counts": code["counts"].decode("ascii")},
+        }
+        for k, code in zip(shown, codes(masks), strict=True)
     ]
 
 
