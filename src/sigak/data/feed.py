@@ -52,6 +52,8 @@ class Pictures:
         """
         self.split = split
         self.masks = masks
+        if masks:
+            _refuse_boxes_alone(split)
         self.preparation = preparation
         self.collate = collate
         self.reduced = reduced
@@ -178,6 +180,17 @@ class Pictures:
                 self.problems.append(Problem(record.source, str(error), "skipped"))
             return None
         return sample
+
+
+def _refuse_boxes_alone(split: Split) -> None:
+    """SigakError where there are objects, and not one of them has an outline."""
+    known = [r.objects for r in split.records if r.objects is not None and len(r.objects)]
+    if known and not any(any(objects.outlines or ()) for objects in known):
+        raise SigakError(
+            f"{split.name}: expected objects with outlines, received {sum(map(len, known)):,} "
+            "boxes alone; give polygons (COCO, YOLO) or `scenes`, or take a network that learns "
+            "from boxes"
+        )
 
 
 @dataclass(frozen=True)

@@ -159,8 +159,13 @@ def polygons_of(masks: Masks) -> list[list[np.ndarray]]:
         parts: Sequence[np.ndarray] = ()
         if patch.any():
             parts, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        found.append([(part[:, 0] + part[:, 0] % 2) / 2 + corner for part in parts])
+        found.append([_distinct((part[:, 0] + part[:, 0] % 2) / 2) + corner for part in parts])
     return found
+
+
+def _distinct(points: np.ndarray) -> np.ndarray:
+    """Points (K, 2) of a closed line without those that repeat the one before."""
+    return np.asarray(points[(points != np.roll(points, 1, 0)).any(1)])
 
 
 # ------------------------------------------------------------------ masks through a matrix
