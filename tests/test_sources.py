@@ -202,6 +202,8 @@ def test_ctrl_c_ends_cleanly(desk, digits_run, run_environment):
         stderr=subprocess.PIPE,
         text=True,
         env=run_environment,
+        # Background jobs of a shell ignore Ctrl-C, and so does what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(20):
         process.stdout.readline()

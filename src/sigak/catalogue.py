@@ -70,12 +70,14 @@ _TASKS = {
         "classify": "Classification",
         "generate": "Generation",
         "detect": "Detection",
+        "segment": "Segmentation",
         "instances": "Instance segmentation",
     },
     "ko": {
         "classify": "분류",
         "generate": "생성",
         "detect": "검출",
+        "segment": "분할",
         "instances": "인스턴스 분할",
     },
 }

@@ -169,6 +169,15 @@ class Predict:
     size: int = _flag(0, "detectors: longest side of the network's input; 0 means the checkpoint's")
     every: int = _flag(1, "of a video each so many-th frame")
     track: bool = _flag(False, "detectors: objects keep a number from frame to frame")
+    tta: str = _flag(
+        "",
+        "segmentation: average over views, mirror and scales, such as mirror or mirror,0.75,1.25",
+    )
+    tile: int = _flag(
+        0,
+        "segmentation: cut the picture as it is into overlapping windows of this side, instead of "
+        "fitting it to the network's input",
+    )
     txt: bool = _flag(False, "with --save: also labels/NAME.txt as YOLO writes them")
     coco: bool = _flag(False, "with --save: also coco.json, a COCO result file")
     samples: int = _flag(0, "make so many pictures instead, with a checkpoint such as a dcgan's")

@@ -188,7 +188,8 @@ def run_predict(values: Values) -> None:
         raise SigakError("expected pictures, videos or folders; see `sigak predict --help`")
     predictor.refuse_generative()
     sources = find(values["source"])
-    choices = {name: values[name] for name in ("conf", "iou", "classes", "size", "every", "track")}
+    names = ("conf", "iou", "classes", "size", "every", "track", "tta", "tile")
+    choices = {name: values[name] for name in names}
     if choices["classes"]:
         choices["classes"] = _class_names(choices["classes"])
     problems: list[Problem] = []

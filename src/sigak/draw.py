@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sigak.structures import Masks, SigakError
 
-__all__ = ["boxes", "color_of", "grid", "masks", "text"]
+__all__ = ["boxes", "class_map", "color_of", "grid", "masks", "palette", "text"]
 
 _Color = tuple[int, int, int]
 _Box = tuple[int, int, int, int]
@@ -91,6 +91,41 @@ def boxes(
             if place is not None:
                 taken.append(place)
                 _plate(pen, place, words, font, color_of(int(label)))
+    return np.array(canvas)
+
+
+def palette(classes: Sequence[str]) -> list[_Color]:
+    """A colour a class; black for a first class called background."""
+    colors = [color_of(label) for label in range(len(classes))]
+    return [(0, 0, 0), *colors[1:]] if classes[0] == "background" else colors
+
+
+def class_map(
+    image: np.ndarray, labels: np.ndarray, classes: Sequence[str], colors: Sequence[_Color]
+) -> np.ndarray:
+    """A copy of `image` (H, W, 3) with the pixels of classes in their colours and a legend of those
+    that occur, the largest first; a class of black, and labels beyond the list, stay as they are.
+
+    labels (H, W) uint8.
+    """
+    picture = _rgb(image)
+    inks = np.zeros((256, 3), np.float32)
+    inks[: len(colors)] = colors
+    shown = (inks.any(1) & (np.arange(256) < len(classes)))[labels]
+    mixed = 0.45 * picture + 0.55 * inks[labels]
+    canvas = Image.fromarray(np.where(shown[..., None], np.rint(mixed), picture).astype(np.uint8))
+    pen = ImageDraw.Draw(canvas)
+    size = max(10, round(max(canvas.size) / 48))
+    counts = np.bincount(labels[shown], minlength=1)
+    top = 2
+    for label in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
+        font, words = _font_for(classes[label], size)
+        width, height = _measure(pen, words, font)
+        if top + height > canvas.height:
+            break
+        place = (2, top, 2 + width, top + height - 1)
+        _plate(pen, place, words, font, tuple(colors[label]))  # type: ignore[arg-type]
+        top += height + 1
     return np.array(canvas)
 
 

@@ -15,7 +15,7 @@ Conventions (stated here once, assumed everywhere):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -182,8 +182,9 @@ class Sample:
 
     image (H, W, C) uint8; label a class index, or a (K,) float vector of class weights; instances
     the objects on this picture; truth the same objects as the file has them, in its frame;
-    class_map (H, W) uint8; matrix (3, 3) float64, file frame to now; size (H, W) of the file frame;
-    source a path or a name like "digits#17"; origin what it was read from, to read it again.
+    class_map (H, W) uint8 class indices on this picture, truth_map reads that of the file, in its
+    frame; matrix (3, 3) float64, file frame to now; size (H, W) of the file frame; source a path or
+    a name like "digits#17"; origin what it was read from, to read it again.
     """
 
     image: np.ndarray
@@ -193,6 +194,7 @@ class Sample:
     instances: Instances | None = None
     truth: Instances | None = None
     class_map: np.ndarray | None = None
+    truth_map: Callable[[], np.ndarray] | None = None
     target: np.ndarray | None = None
     matrix: np.ndarray = field(default_factory=lambda: np.eye(3))
     size: tuple[int, int] = (0, 0)
@@ -214,8 +216,9 @@ class Batch:
 
     images (B, C, H, W) in channels_last memory; labels (B,) int64 or (B, K) float class weights;
     matrix (B, 3, 3) float64; sizes the (H, W) of each file frame; instances on the canvas, truth in
-    the file's frame; class_maps (B, H, W) uint8; targets (B, C, H, W); indices (B,) int64, the
-    samples' places in their split (what randomness is keyed by).
+    the file's frame; class_maps (B, H, W) uint8 on the canvas, truth_maps read those of the files;
+    targets (B, C, H, W); indices (B,) int64, the samples' places in their split (what randomness is
+    keyed by).
     """
 
     images: Tensor
@@ -227,6 +230,7 @@ class Batch:
     instances: list[Instances] | None = None
     truth: list[Instances] | None = None
     class_maps: Tensor | None = None
+    truth_maps: list[Any] | None = None
     targets: Tensor | None = None
 
     def __len__(self) -> int:
@@ -275,6 +279,7 @@ class Batch:
             instances=None if first.instances is None else [_known(s.instances) for s in samples],
             truth=None if first.truth is None else [_known(s.truth) for s in samples],
             class_maps=None if first.class_map is None else torch.from_numpy(np.stack(maps)),  # type: ignore[arg-type]
+            truth_maps=None if first.truth_map is None else [s.truth_map for s in samples],
             targets=None if first.target is None else stack_images(targets),  # type: ignore[arg-type]
         )
 

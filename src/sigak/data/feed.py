@@ -23,7 +23,8 @@ from sigak.augment.pipeline import Pipeline
 from sigak.data import Problem, Split
 from sigak.data.objects import to_instances
 from sigak.io import image
-from sigak.structures import Batch, Sample, SigakError
+from sigak.ops.warp import warp_cpu
+from sigak.structures import IGNORE, Batch, Sample, SigakError
 
 __all__ = ["Feed", "Pictures", "Step"]
 
@@ -76,7 +77,8 @@ class Pictures:
         if self.preparation != self.preparation.of_one_size():
             return False
         height, width = self.preparation.size
-        needed = len(self.split) * height * width * self.preparation.channels
+        maps = any(record.class_map is not None for record in self.split.records[:1])
+        needed = len(self.split) * height * width * (self.preparation.channels + maps)
         # Twice, because stacking copies.
         return bool(2 * needed <= MEMORY_SHARE * psutil.virtual_memory().available)
 
@@ -168,6 +170,7 @@ class Pictures:
         source = record.source if self.split.pixels is None else self.split.pixels[index]
         try:
             pixels, matrix, size = image.load(source, self.preparation, reduced=self.reduced)
+            class_map = None if record.class_map is None else record.class_map.read()
             sample = Sample(pixels, record.source, int(index), record.label, matrix=matrix,
                             size=size)  # fmt: skip
             if record.objects is not None:
@@ -179,6 +182,10 @@ class Pictures:
                 self.failed.add(int(index))
                 self.problems.append(Problem(record.source, str(error), "skipped"))
             return None
+        if record.class_map is not None and class_map is not None:
+            sample.label, sample.class_map = None, _moved(class_map, matrix, pixels.shape)
+            if not self.reduced:  # to be measured by what the file says
+                sample.truth_map = record.class_map.read
         return sample
 
 
@@ -191,6 +198,14 @@ def _refuse_boxes_alone(split: Split) -> None:
             "boxes alone; give polygons (COCO, YOLO) or `scenes`, or take a network that learns "
             "from boxes"
         )
+
+
+def _moved(class_map: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(H, W) uint8 in the file's frame -> onto a canvas of `shape`; IGNORE beside the picture."""
+    size = (shape[0], shape[1])
+    return warp_cpu(class_map[None, :, :, None], matrix[None], size, "constant", True, IGNORE)[
+        0, :, :, 0
+    ]
 
 
 @dataclass(frozen=True)
