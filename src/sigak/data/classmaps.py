@@ -15,7 +15,7 @@ import numpy as np
 
 from sigak.data.objects import Objects
 from sigak.io import index_map
-from sigak.ops.rle import mask_of
+from sigak.ops.outlines import masks_of
 from sigak.structures import IGNORE, UNKNOWN, SigakError
 
 __all__ = ["BACKGROUND", "MOST", "ClassMap", "lookup", "paint"]
@@ -110,7 +110,7 @@ def paint(objects: Objects, size: tuple[int, int]) -> np.ndarray:
             x1, y1, x2, y2 = np.clip(np.rint(box), 0, max(size)).astype(int).tolist()
             canvas[y1:y2, x1:x2] = IGNORE
             continue
-        mask = mask_of(outline, size)
+        mask = masks_of([outline], size).planes()[0].numpy()
         masks.append((not crowd[place], -int(mask.sum()), place, mask))
     for _, _, place, mask in sorted(masks, key=lambda row: row[:3]):
         canvas[mask] = objects.labels[place] + 1

@@ -23,8 +23,8 @@ from torch import Tensor
 from sigak import draw, losses, metrics
 from sigak.augment.pipeline import Pipeline
 from sigak.io import index_map
-from sigak.ops.rle import run_lengths
-from sigak.structures import IGNORE, Batch, Sample, SigakError
+from sigak.ops.outlines import codes
+from sigak.structures import IGNORE, Batch, Masks, Sample, SigakError
 from sigak.tasks import Task
 from sigak.tasks._windows import Views, best_classes, sliding
 
@@ -236,11 +236,11 @@ def coco_rows(result: Segmentation) -> list[dict[str, Any]]:
     """
     stem = Path(result.source).stem
     image_id = int(stem) if stem.isdecimal() else stem
-    found = result.class_map
+    present = [k for k, count in enumerate(result.pixels) if count]
+    masks = Masks.of(np.stack([result.class_map == k for k in present]))
     return [
-        {"image_id": image_id, "category_id": k, "segmentation": run_lengths(found == k)}
-        for k, count in enumerate(result.pixels)
-        if count
+        {"image_id": image_id, "category_id": k, "segmentation": code}
+        for k, code in zip(present, codes(masks), strict=True)
     ]
 
 
