@@ -248,8 +248,7 @@ def test_habits(path):
         "urllib": inside == "io/download.py",
         "onnx": inside.startswith("runtime/") or inside == "io/onnx_weights.py",
         "av": inside == "io/video.py",
-        "hotcoco": inside
-        in ("metrics/_coco.py", "metrics/files.py", "ops/outlines.py", "ops/rle.py"),
+        "hotcoco": inside in ("metrics/_coco.py", "metrics/files.py", "ops/outlines.py"),
         "onnxruntime": inside.startswith("runtime/"),
         "openvino": inside.startswith("runtime/"),
     }

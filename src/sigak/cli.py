@@ -178,8 +178,11 @@ class Predict:
         "segmentation: cut the picture as it is into overlapping windows of this side, instead of "
         "fitting it to the network's input",
     )
-    txt: bool = _flag(False, "with --save: also labels/NAME.txt as YOLO writes them")
-    coco: bool = _flag(False, "with --save: also coco.json, a COCO result file")
+    draw: bool = _flag(
+        False, "draw the answers; where no --save says where to, into the folder predictions"
+    )
+    txt: bool = _flag(False, "as --draw, and labels/NAME.txt as YOLO writes them")
+    coco: bool = _flag(False, "as --draw, and coco.json, a COCO result file")
     samples: int = _flag(0, "make so many pictures instead, with a checkpoint such as a dcgan's")
     seed: int = _flag(0, "seed of the pictures that --samples makes")
     json: bool = _flag(False, "print JSON")

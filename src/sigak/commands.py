@@ -201,7 +201,8 @@ def run_predict(values: Values) -> None:
         **choices,
     )
     forms = [form for form in ("txt", "coco") if values[form]]
-    folder = Path(values["save"]) if values["save"] else None
+    wanted = values["save"] or ("predictions" if forms or values["draw"] else "")
+    folder = Path(wanted) if wanted else None
     moving = any(source.moving for source in sources)
     count = 0
     try:

@@ -15,7 +15,7 @@ import numpy as np
 
 from sigak.data.objects import Objects
 from sigak.io import index_map
-from sigak.ops.rle import mask_of
+from sigak.ops.outlines import masks_of
 from sigak.structures import IGNORE, UNKNOWN, SigakError
 
 __all__ = ["BACKGROUND", "MOST", "ClassMap", "lookup", "paint"]
@@ -104,14 +104,13 @@ def paint(objects: Objects, size: tuple[int, int]) -> np.ndarray:
     canvas = np.zeros(size, np.uint8)
     outlines = objects.outlines or [[] for _ in range(len(objects))]
     crowd = np.zeros(len(objects), bool) if objects.crowd is None else objects.crowd
-    masks = []
-    for place, (outline, box) in enumerate(zip(outlines, objects.boxes, strict=True)):
+    for outline, box in zip(outlines, objects.boxes, strict=True):
         if not outline:
             x1, y1, x2, y2 = np.clip(np.rint(box), 0, max(size)).astype(int).tolist()
             canvas[y1:y2, x1:x2] = IGNORE
-            continue
-        mask = mask_of(outline, size)
-        masks.append((not crowd[place], -int(mask.sum()), place, mask))
-    for _, _, place, mask in sorted(masks, key=lambda row: row[:3]):
-        canvas[mask] = objects.labels[place] + 1
+    masks = masks_of(outlines, size)
+    order = np.lexsort((-masks.areas().numpy(), ~crowd.astype(bool)))
+    windows = masks.windows()
+    for place in order.tolist():
+        canvas[windows[place]][masks.patches[place]] = objects.labels[place] + 1
     return canvas

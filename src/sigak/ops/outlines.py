@@ -139,11 +139,12 @@ def run_lengths(patch: np.ndarray, left: int, top: int, size: Size) -> dict[str,
 
 
 def codes(masks: Masks) -> list[dict[str, Any]]:
-    """The run-length code of each mask, packed: {"size": [H, W], "counts": bytes}."""
-    return [
+    """The run-length code of each mask, packed: {"size": [H, W], "counts": text}."""
+    packed = [
         code_of(run_lengths(patch, x, y, masks.size))
         for patch, (x, y) in zip(masks.patches, masks.corners.tolist())
     ]
+    return [code | {"counts": code["counts"].decode("ascii")} for code in packed]
 
 
 def polygons_of(masks: Masks) -> list[list[np.ndarray]]:

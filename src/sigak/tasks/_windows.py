@@ -6,6 +6,7 @@ row of windows at a time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from sigak.ops.warp import warp_device
 from sigak.structures import SigakError
 
-__all__ = ["OVERLAP", "Views", "best_classes", "sliding"]
+__all__ = ["OVERLAP", "Views", "best_classes", "highest", "sliding"]
 
 OVERLAP = 0.25  # least share of a window that it has in common with the next
 _VALUES = 1 << 25  # scores that are resampled at a time
@@ -92,8 +93,13 @@ def best_classes(scores: Tensor, matrix: np.ndarray, size: tuple[int, int]) -> n
     matrix (3, 3) leads from the file to the canvas. What the canvas does not show takes the class
     at its edge. Some rows at a time, so that large files need little memory.
     """
-    if np.array_equal(matrix, np.eye(3)) and scores.shape[1:] == tuple(size):
-        return np.asarray(scores.argmax(0).byte().numpy())
+    whole = _shown_whole(matrix, scores, size)
+    if whole is not None:
+        planes = scores[:, whole[0], whole[1]].unbind()
+        if planes[0].shape == tuple(size):
+            return highest(planes).numpy()
+        grown = (F.interpolate(p[None, None], size, mode="bilinear")[0, 0] for p in planes)
+        return highest(grown).numpy()
     found = np.empty(size, np.uint8)
     home = np.linalg.inv(matrix)
     rows = max(1, _VALUES // (len(scores) * size[1]))
@@ -101,8 +107,44 @@ def best_classes(scores: Tensor, matrix: np.ndarray, size: tuple[int, int]) -> n
         height = min(rows, size[0] - top)
         up = np.array([[1.0, 0, 0], [0, 1, -top], [0, 0, 1]]) @ home
         part = warp_device(scores[None], up[None], (height, size[1]), "nearest")
-        found[top : top + height] = part[0].argmax(0).byte().numpy()
+        found[top : top + height] = highest(part[0].unbind()).numpy()
     return found
+
+
+def _shown_whole(
+    matrix: np.ndarray, scores: Tensor, size: tuple[int, int]
+) -> tuple[slice, slice] | None:
+    """Rows and columns of the canvas that show the file, where it is shown upright, whole and
+    in whole pixels.
+    """
+    left, top = matrix[:2, 2]
+    right, bottom = left + matrix[0, 0] * size[1], top + matrix[1, 1] * size[0]
+    edges = np.array([left, top, right, bottom])
+    ends = np.rint(edges).astype(int)
+    straight = not (matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1])
+    inside = ends.min() >= 0 and ends[2] <= scores.shape[2] and ends[3] <= scores.shape[1]
+    if (
+        not straight
+        or not inside
+        or np.abs(edges - ends).max() > 1e-6
+        or (ends[2:] <= ends[:2]).any()
+    ):
+        return None
+    return slice(ends[1], ends[3]), slice(ends[0], ends[2])
+
+
+def highest(planes: Iterable[Tensor]) -> Tensor:
+    """uint8: at each place which of the planes, all of one shape, is the highest, the first of
+    equal ones. One plane after another: `argmax` across planes takes several times as long.
+    """
+    best, label = torch.zeros(()), torch.zeros((), dtype=torch.uint8)
+    for number, plane in enumerate(planes):
+        if number == 0:
+            best, label = plane.clone(), torch.zeros_like(plane, dtype=torch.uint8)
+            continue
+        label.masked_fill_(plane > best, number)
+        torch.maximum(best, plane, out=best)
+    return label
 
 
 def sliding(network: Any, views: Views, image: Tensor, side: int) -> np.ndarray:
@@ -124,14 +166,14 @@ def sliding(network: Any, views: Views, image: Tensor, side: int) -> np.ndarray:
     band = torch.zeros(0)
     for place, top in enumerate(tops):
         for left in lefts:
-            window = _cut(image, top, left, side)
-            scores = views.scores(network, window)[0].softmax(0) if views == Views() else (
-                views.scores(network, window)[0])  # fmt: skip
+            scores = views.scores(network, _cut(image, top, left, side))[0]
+            if views == Views():
+                scores = scores.softmax(0)  # windows are blended as probabilities
             if not len(band):
                 band = torch.zeros(len(scores), side, max(width, side))
             band[:, :, left : left + side] += scores * weight
         done = (tops[place + 1] if place + 1 < len(tops) else height) - top
-        found[top : top + done] = band[:, :done, :width].argmax(0).byte().numpy()
+        found[top : top + done] = highest(band[:, :done, :width].unbind()).numpy()
         band = torch.cat([band[:, done:], torch.zeros_like(band[:, :done])], 1)
     return found
 

@@ -23,10 +23,10 @@ from torch import Tensor
 from sigak import draw, losses, metrics
 from sigak.augment.pipeline import Pipeline
 from sigak.io import index_map
-from sigak.ops.rle import run_lengths
-from sigak.structures import IGNORE, Batch, Sample, SigakError
+from sigak.ops.outlines import codes
+from sigak.structures import IGNORE, Batch, Masks, Sample, SigakError
 from sigak.tasks import Task
-from sigak.tasks._windows import Views, best_classes, sliding
+from sigak.tasks._windows import Views, best_classes, highest, sliding
 
 __all__ = ["TASK", "Overlap", "Segment", "Segmentation", "coco_rows"]
 
@@ -151,7 +151,8 @@ class Segment(Task):
         loss = losses.pixel_loss(self.recipe.loss or "ce")(logits, maps)
         with torch.no_grad():
             known = maps != IGNORE
-            right = ((logits.argmax(1) == maps) & known).sum() / known.sum().clamp_min(1)
+            answer = highest(logits.detach().unbind(1))
+            right = ((answer == maps) & known).sum() / known.sum().clamp_min(1)
         yield "main", {"loss": loss, "pixel_accuracy": right}
 
     def predict(self, network: Any, batch: Batch) -> list[Segmentation]:
@@ -236,11 +237,11 @@ def coco_rows(result: Segmentation) -> list[dict[str, Any]]:
     """
     stem = Path(result.source).stem
     image_id = int(stem) if stem.isdecimal() else stem
-    found = result.class_map
+    shown = [k for k, count in enumerate(result.pixels) if count]
+    masks = Masks.of(result.class_map == np.array(shown, np.uint8)[:, None, None])
     return [
-        {"image_id": image_id, "category_id": k, "segmentation": run_lengths(found == k)}
-        for k, count in enumerate(result.pixels)
-        if count
+        {"image_id": image_id, "category_id": k, "segmentation": code}
+        for k, code in zip(shown, codes(masks), strict=True)
     ]
 
 
