@@ -66,8 +66,13 @@ LANGUAGES = {
     },
 }
 _TASKS = {
-    "en": {"classify": "Classification", "generate": "Generation", "detect": "Detection"},
-    "ko": {"classify": "분류", "generate": "생성", "detect": "검출"},
+    "en": {
+        "classify": "Classification",
+        "generate": "Generation",
+        "detect": "Detection",
+        "prompt": "Segmentation by prompts",
+    },
+    "ko": {"classify": "분류", "generate": "생성", "detect": "검출", "prompt": "프롬프트로 분할"},
 }
 _COMMANDS = """```bash
 sigak models --compare lenet5 lstm-rows mlp --seconds 0.1 --sort images_per_second --out speed.csv

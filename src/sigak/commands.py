@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sigak import models
+from sigak.asking import Prompts
 from sigak.errors import Failure, SigakError
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ def run_predict(values: Values) -> None:
     predictor.refuse_generative()
     sources = find(values["source"])
     choices = {name: values[name] for name in ("conf", "iou", "classes", "size", "every", "track")}
+    choices |= {name: values[name] for name in Prompts.__dataclass_fields__ if name in values}
     if choices["classes"]:
         choices["classes"] = _class_names(choices["classes"])
     problems: list[Problem] = []
@@ -199,7 +201,7 @@ def run_predict(values: Values) -> None:
         problems=problems,
         **choices,
     )
-    forms = [form for form in ("txt", "coco") if values[form]]
+    forms = [form for form in ("txt", "coco", "cutouts") if values.get(form)]
     folder = Path(values["save"]) if values["save"] else None
     moving = any(source.moving for source in sources)
     count = 0

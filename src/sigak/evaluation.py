@@ -42,7 +42,9 @@ def evaluate(
             dataset, val=trained.get("val", 0.1), seed=trained.get("seed", 0), download=download
         )
     name = split or _default_split(predictor, dataset)
-    chosen = _relabel(_pick(dataset, name), dataset.classes, predictor.classes)
+    chosen = _pick(dataset, name)
+    if not predictor.task.agnostic:
+        chosen = _relabel(chosen, dataset.classes, predictor.classes)
     pictures = Pictures(
         chosen, predictor.preparation, predictor.task.collate, device=predictor.engine.device
     )

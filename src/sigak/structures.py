@@ -134,7 +134,7 @@ class Batch:
     images (B, C, H, W) in channels_last memory; labels (B,) int64 or (B, K) float class weights;
     matrix (B, 3, 3) float64; sizes the (H, W) of each file frame; instances on the canvas, truth in
     the file's frame; class_maps (B, H, W) uint8; targets (B, C, H, W); indices (B,) int64, the
-    samples' places in their split (what randomness is keyed by).
+    samples' places in their split (what randomness is keyed by); origins what each was read from.
     """
 
     images: Tensor
@@ -147,6 +147,7 @@ class Batch:
     truth: list[Instances] | None = None
     class_maps: Tensor | None = None
     targets: Tensor | None = None
+    origins: list[object] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -190,6 +191,7 @@ class Batch:
             matrix=torch.from_numpy(np.stack([s.matrix for s in samples])),
             sizes=[s.size for s in samples],
             sources=[s.source for s in samples],
+            origins=[s.origin for s in samples],
             labels=None if first.label is None else torch.tensor([s.label for s in samples]),
             instances=None if first.instances is None else [_known(s.instances) for s in samples],
             truth=None if first.truth is None else [_known(s.truth) for s in samples],

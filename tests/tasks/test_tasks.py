@@ -33,14 +33,14 @@ def answers(*rows):
 
 
 def test_every_task_keeps_the_protocol():
-    assert tasks.TASKS == ("classify", "detect", "generate")
+    assert tasks.TASKS == ("classify", "detect", "generate", "prompt")
     for name in tasks.TASKS:
         made = tasks.create(name, CLASSES, Recipe())
         assert isinstance(made, tasks.Task)
         assert made.name == name
         assert made.needs
     with pytest.raises(
-        SigakError, match="no task called 'fly'; the tasks are classify, detect, generate"
+        SigakError, match="no task called 'fly'; the tasks are classify, detect, generate, prompt"
     ):
         tasks.create("fly", CLASSES, Recipe())
 

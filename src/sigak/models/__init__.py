@@ -56,6 +56,8 @@ FAMILIES = (
     "torchvision_detectors",
     "localizer",
     "darknet_detect",
+    # segmentation by prompts
+    "sam",
     # generation
     "dcgan",
 )

@@ -22,7 +22,7 @@ from sigak.structures import Batch, Sample, SigakError
 
 __all__ = ["Metric", "Result", "Task", "create"]
 
-TASKS = ("classify", "detect", "generate")
+TASKS = ("classify", "detect", "generate", "prompt")
 
 
 class Result(Protocol):
@@ -56,6 +56,7 @@ class Task(ABC):
         False  # makes pictures out of nothing instead of answering for some
     )
     on_file: ClassVar[bool] = False  # answers lie in the file's frame and are drawn on the file
+    agnostic: ClassVar[bool] = False  # answers what is asked about a picture, whatever its classes
 
     def __init__(self, classes: Sequence[str], recipe: Recipe) -> None:
         self.classes = list(classes)
@@ -73,7 +74,8 @@ class Task(ABC):
         chosen = [name for name, value in choices.items() if value]
         if chosen:
             raise SigakError(
-                f"--{chosen[0]} says nothing to a checkpoint of the task {self.name}; leave it out"
+                f"--{chosen[0].replace('_', '-')} says nothing to a checkpoint of the task "
+                f"{self.name}; leave it out"
             )
         return self
 
