@@ -107,6 +107,15 @@ def test_a_detector_reads_the_files_output_with_its_own_anchors(to, tmp_path):
     assert result.size == (60, 90)
 
 
+@pytest.mark.parametrize("size", [1, 3, (4, 6), (None, 7)])
+def test_pooling_to_any_size_is_written(size, tmp_path):
+    pool = nn.AdaptiveAvgPool2d(size)
+    images = torch.rand(2, 3, 5, 9)
+    path = tmp_path / "pool.onnx"
+    path.write_bytes(onnx_engine.convert(pool, (3, 5, 9)))
+    torch.testing.assert_close(onnx_engine.OnnxEngine(path)(images), pool(images))
+
+
 def test_a_generator_makes_the_same_pictures(tmp_path):
     path = checkpoint(tmp_path / "x.safetensors", "dcgan", classes=1)
     done = export(path, "onnx")

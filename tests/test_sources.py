@@ -154,6 +154,13 @@ def test_the_command_line_streams(desk, digits_run, sigak_cli):
     assert [line.split(":")[0][-7:] for line in said.splitlines()] == ["b.mp4#0", "b.mp4#3"]
 
 
+def test_drawing_needs_no_folder(desk, digits_run, sigak_cli):
+    done = sigak_cli("predict", digits_run.folder, "mixed/a.png", "--draw")
+    assert done.code == 0, done.err
+    assert Path("predictions/0001-a.png").exists()
+    assert "answers and pictures are in predictions" in done.err
+
+
 def test_pictures_are_one_document_as_ever(desk, digits_run, sigak_cli):
     done = sigak_cli("predict", digits_run.folder, "mixed/a.png", "mixed/deep", "--json")
     assert len(json.loads(done.out)) == 2
@@ -202,6 +209,8 @@ def test_ctrl_c_ends_cleanly(desk, digits_run, run_environment):
         stderr=subprocess.PIPE,
         text=True,
         env=run_environment,
+        # Background jobs of a shell ignore Ctrl-C, and so does what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(20):
         process.stdout.readline()

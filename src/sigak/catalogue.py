@@ -70,9 +70,18 @@ _TASKS = {
         "classify": "Classification",
         "generate": "Generation",
         "detect": "Detection",
+        "segment": "Segmentation",
+        "instances": "Instance segmentation",
         "prompt": "Segmentation by prompts",
     },
-    "ko": {"classify": "분류", "generate": "생성", "detect": "검출", "prompt": "프롬프트로 분할"},
+    "ko": {
+        "classify": "분류",
+        "generate": "생성",
+        "detect": "검출",
+        "segment": "분할",
+        "instances": "인스턴스 분할",
+        "prompt": "프롬프트로 분할",
+    },
 }
 _COMMANDS = """```bash
 sigak models --compare lenet5 lstm-rows mlp --seconds 0.1 --sort images_per_second --out speed.csv

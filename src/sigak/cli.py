@@ -170,8 +170,20 @@ class Predict:
     size: int = _flag(0, "detectors: longest side of the network's input; 0 means the checkpoint's")
     every: int = _flag(1, "of a video each so many-th frame")
     track: bool = _flag(False, "detectors: objects keep a number from frame to frame")
-    txt: bool = _flag(False, "with --save: also labels/NAME.txt as YOLO writes them")
-    coco: bool = _flag(False, "with --save: also coco.json, a COCO result file")
+    tta: str = _flag(
+        "",
+        "segmentation: average over views, mirror and scales, such as mirror or mirror,0.75,1.25",
+    )
+    tile: int = _flag(
+        0,
+        "segmentation: cut the picture as it is into overlapping windows of this side, instead of "
+        "fitting it to the network's input",
+    )
+    draw: bool = _flag(
+        False, "draw the answers; where no --save says where to, into the folder predictions"
+    )
+    txt: bool = _flag(False, "as --draw, and labels/NAME.txt as YOLO writes them")
+    coco: bool = _flag(False, "as --draw, and coco.json, a COCO result file")
     samples: int = _flag(0, "make so many pictures instead, with a checkpoint such as a dcgan's")
     seed: int = _flag(0, "seed of the pictures that --samples makes")
     json: bool = _flag(False, "print JSON")

@@ -189,7 +189,8 @@ def run_predict(values: Values) -> None:
         raise SigakError("expected pictures, videos or folders; see `sigak predict --help`")
     predictor.refuse_generative()
     sources = find(values["source"])
-    choices = {name: values[name] for name in ("conf", "iou", "classes", "size", "every", "track")}
+    names = ("conf", "iou", "classes", "size", "every", "track", "tta", "tile")
+    choices = {name: values[name] for name in names}
     choices |= {name: values[name] for name in Prompts.__dataclass_fields__ if name in values}
     if choices["classes"]:
         choices["classes"] = _class_names(choices["classes"])
@@ -202,7 +203,8 @@ def run_predict(values: Values) -> None:
         **choices,
     )
     forms = [form for form in ("txt", "coco", "cutouts") if values.get(form)]
-    folder = Path(values["save"]) if values["save"] else None
+    wanted = values["save"] or ("predictions" if forms or values["draw"] else "")
+    folder = Path(wanted) if wanted else None
     moving = any(source.moving for source in sources)
     count = 0
     try:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sigak.structures import SigakError
+from sigak.structures import Masks, SigakError
 
-__all__ = ["boxes", "color_of", "grid", "text"]
+__all__ = ["boxes", "class_map", "color_of", "grid", "masks", "palette", "text"]
 
 _Color = tuple[int, int, int]
 _Box = tuple[int, int, int, int]
@@ -29,6 +29,7 @@ _SYSTEM_FONTS = (
     "AppleSDGothicNeo.ttc",
     "malgun.ttf",
 )
+_VEIL = 0.45  # how much of a mask's colour covers the picture
 _MARGIN = 4  # pixels between pictures, and between a picture and its caption
 
 
@@ -91,6 +92,65 @@ def boxes(
                 taken.append(place)
                 _plate(pen, place, words, font, color_of(int(label)))
     return np.array(canvas)
+
+
+def palette(classes: Sequence[str]) -> list[_Color]:
+    """A colour a class; black for a first class called background."""
+    colors = [color_of(label) for label in range(len(classes))]
+    return [(0, 0, 0), *colors[1:]] if classes[0] == "background" else colors
+
+
+def class_map(
+    image: np.ndarray, labels: np.ndarray, classes: Sequence[str], colors: Sequence[_Color]
+) -> np.ndarray:
+    """A copy of `image` (H, W, 3) with the pixels of classes in their colours and a legend of those
+    that occur, the largest first; a class of black, and labels beyond the list, stay as they are.
+
+    labels (H, W) uint8.
+    """
+    picture = _rgb(image)
+    inks = np.zeros((256, 3), np.float32)
+    inks[: len(colors)] = colors
+    shown = (inks.any(1) & (np.arange(256) < len(classes)))[labels]
+    mixed = 0.45 * picture + 0.55 * inks[labels]
+    canvas = Image.fromarray(np.where(shown[..., None], np.rint(mixed), picture).astype(np.uint8))
+    pen = ImageDraw.Draw(canvas)
+    size = max(10, round(max(canvas.size) / 48))
+    counts = np.bincount(labels[shown], minlength=1)
+    top = 2
+    for label in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
+        font, words = _font_for(classes[label], size)
+        width, height = _measure(pen, words, font)
+        if top + height > canvas.height:
+            break
+        place = (2, top, 2 + width, top + height - 1)
+        _plate(pen, place, words, font, tuple(colors[label]))  # type: ignore[arg-type]
+        top += height + 1
+    return np.array(canvas)
+
+
+def masks(image: np.ndarray, found: Masks, labels: Sequence[int] | np.ndarray) -> np.ndarray:
+    """A copy of `image` (H, W, 3) with masks laid over it, one colour a class, and their borders
+    drawn; the first is laid last, on top.
+    """
+    canvas = np.array(_rgb(image))
+    if canvas.shape[:2] != tuple(found.size):
+        raise SigakError(
+            f"masks of {found.size[0]} x {found.size[1]} do not fit a picture of "
+            f"{canvas.shape[0]} x {canvas.shape[1]}"
+        )
+    for patch, window, label in reversed(
+        list(zip(found.patches, found.windows(), labels, strict=True))
+    ):
+        if patch.any():
+            color = np.array(color_of(int(label)), np.float32)
+            part = canvas[window]
+            mixed = part * (1 - _VEIL) + color * _VEIL
+            framed = np.pad(patch, 1)
+            inner = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+            shown = np.where(inner[..., None], mixed, color)
+            np.copyto(part, shown.round().astype(np.uint8), where=patch[..., None])
+    return canvas
 
 
 def _covered(corners: np.ndarray) -> _Box:

@@ -37,16 +37,21 @@ def evaluate(
     """
     predictor = load(checkpoint, device=device, engine=engine)
     trained = predictor.header["recipe"]
+    needs = predictor.task.needs
     if not isinstance(dataset, Dataset):
-        dataset = data.load(
-            dataset, val=trained.get("val", 0.1), seed=trained.get("seed", 0), download=download
-        )
+        held = {"val": trained.get("val", 0.1), "seed": trained.get("seed", 0)}
+        dataset = data.load(dataset, download=download, needs=needs, **held)
+    dataset = data.provide(dataset, needs)
     name = split or _default_split(predictor, dataset)
     chosen = _pick(dataset, name)
     if not predictor.task.agnostic:
         chosen = _relabel(chosen, dataset.classes, predictor.classes)
     pictures = Pictures(
-        chosen, predictor.preparation, predictor.task.collate, device=predictor.engine.device
+        chosen,
+        predictor.preparation,
+        predictor.task.collate,
+        device=predictor.engine.device,
+        masks="masks" in predictor.task.needs,
     )
     feed = Feed(pictures.load(), batch=batch)
     found = assess(predictor.engine, predictor.task, feed)
@@ -97,6 +102,8 @@ def _renumbered(record: Record, table: np.ndarray) -> Record:
     if record.objects is not None:
         objects = replace(record.objects, labels=table[record.objects.labels])
         return replace(record, objects=objects)
+    if record.class_map is not None:
+        return replace(record, class_map=record.class_map.relabelled(table))
     return record if record.label == UNKNOWN else replace(record, label=int(table[record.label]))
 
 

@@ -37,6 +37,7 @@ from sigak.saliency import (
 )
 from sigak.structures import Batch, Sample, SigakError
 from sigak.tasks.classify import Classification
+from sigak.tasks.segment import Segment, Segmentation
 
 __all__ = ["Explanation", "Features", "Heat", "explain"]
 
@@ -80,13 +81,14 @@ class Features:
 class Explanation:
     """What the answer for one picture rests on.
 
-    picture (H, W, 3) uint8, the file's; target, the class that is explained, and its probability;
+    picture (H, W, 3) uint8, the file's; target, the class that is explained, and its probability,
+    or the share of the picture that it was given;
     heats in the file's frame; features from shallow to deep; filters (K, h, w, C) float32 of the
     first convolution, None where there is none; note: what this network cannot be asked.
     """
 
     picture: np.ndarray
-    result: Classification
+    result: Classification | Segmentation
     target: str
     target_score: float
     heats: tuple[Heat, ...]
@@ -133,9 +135,10 @@ def explain(
         raise SigakError(f"explain takes one picture, received {len(found)}; name one of them")
     name, thing = found[0]
     sample, result = next(predictor.answers(thing))
-    if not isinstance(result, Classification):
+    if not isinstance(result, Classification | Segmentation):
         raise SigakError(
-            f"explain needs a checkpoint that classifies; this one's task is {predictor.task.name}"
+            f"explain needs a checkpoint that classifies or segments; this one's task is "
+            f"{predictor.task.name}"
         )
     target = _class_index(label or result.label, predictor.classes)
     with evaluating(predictor.network):
@@ -177,6 +180,9 @@ def _heats(
     chosen = checked_map(layer, seen) if layer else deepest_map(seen, convolutions)
     binary = predictor.task.recipe.label_mode == "binary"
     logit, odds = _logit(target, binary=binary), _log_odds(target, binary=binary)
+    if isinstance(predictor.task, Segment):
+        region = _region(predictor.engine(images), target, predictor.classes[target])
+        logit, odds = _within(region, logit), _within(region, odds)
     maps: list[tuple[str, str, Tensor]] = []
     note = ""
     if chosen and (layer or rolled is None):
@@ -193,6 +199,25 @@ def _heats(
     drops = occlusion(images, lambda some: odds(predictor.engine(some)))
     maps.append(("occlusion", "fall of the log-odds", drops.clamp_min(0)))
     return tuple(_heat(*one, sample) for one in maps), convolutions, note
+
+
+def _region(raw: Tensor, target: int, name: str) -> Tensor:
+    """(1, 1, H, W) bool: the pixels that were given to the class."""
+    region: Tensor = raw.argmax(1, keepdim=True) == target
+    if not region.any():
+        raise SigakError(f"no pixel of this picture was given to {name}; name a --class that was")
+    return region
+
+
+def _within(region: Tensor, score: Score) -> Score:
+    """The score of logits averaged over a region, which makes of a map's what classification has:
+    Vinogradova et al. 2020, https://arxiv.org/abs/2002.11434.
+    """
+
+    def averaged(raw: Tensor) -> Tensor:
+        return score((raw * region).sum((2, 3)) / region.sum())
+
+    return averaged
 
 
 def _nothing_found(maps: Sequence[tuple[str, str, Tensor]]) -> str:

@@ -99,11 +99,13 @@ class Predictor:
         self.refuse_generative()
         start = choices.get("conf") or START
         if track:
-            if self.task.name != "detect":
+            if self.task.name not in ("detect", "instances"):
                 raise SigakError("--track is for detectors; leave it out")
             choices["conf"] = min(LOW, start)
         task = self.task.answering(**choices)
         preparation = self.preparation_at(size)
+        if task.tile:  # windows are cut from the picture as it is, one picture at a time
+            preparation, batch = replace(preparation, fit="native"), 1
         if prepare:  # a mistyped step is refused here, before any work
             preparation = replace(preparation, steps=tuple(prepare.split()))
         coming = shots(find(source), every=every, problems=problems)
@@ -174,7 +176,8 @@ class Predictor:
         """Neighbours of one size go through the network together."""
         for _, group in groupby(samples, key=lambda sample: sample.image.shape):
             together = list(group)
-            batch = Batch.of(together).to(self.engine.device).floating()
+            batch = Batch.of(together).to(self.engine.device)
+            batch = batch if task.tile else batch.floating()
             yield from zip(together, task.predict(self.engine, batch), strict=True)
 
 
@@ -261,7 +264,8 @@ def _check_header(header: dict[str, Any], path: Path) -> None:
 
 
 def _task_of(header: dict[str, Any]) -> tuple[Task, image.Preparation]:
-    task = tasks.create(header["task"], header["classes"], Recipe.of(header["recipe"]))
+    recipe, palette = Recipe.of(header["recipe"]), header["data"].get("palette")
+    task = tasks.create(header["task"], header["classes"], recipe, palette)
     return task, image.Preparation.of(header["preparation"])
 
 

@@ -68,6 +68,10 @@ class Recipe:
     standardize: str = _(
         "model", "model: the network's own mean and spread; data: measured on the training pictures"
     )
+    loss: str = _(
+        "",
+        "segmentation: ce, dice, focal, lovasz, or a sum such as ce+dice; empty means ce",
+    )
     label_mode: str = _("int", "int, categorical (one-hot) or binary (two classes, one output)")
     precision: str = _(
         "auto", "float32, bfloat16, or auto: bfloat16 where the processor has units for it"

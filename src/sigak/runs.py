@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from sigak import draw
+from sigak import data, draw, models, tasks
+from sigak.data import Dataset
 from sigak.io import image
 from sigak.io import weights as files
 from sigak.models._entry import count_parameters
-from sigak.recipe import Options
+from sigak.recipe import Options, Recipe
 from sigak.runtime import environment
-from sigak.structures import SigakError
+from sigak.structures import Batch, SigakError
 
 if TYPE_CHECKING:
     from sigak.training import Training
@@ -34,6 +35,7 @@ __all__ = [
     "data_word",
     "described",
     "flags",
+    "loaded",
     "repeat_command",
     "resumed",
     "story",
@@ -41,6 +43,15 @@ __all__ = [
 
 RESUME = "resume.safetensors"
 SHEETS = "samples"
+
+
+def loaded(dataset: str | Path | Dataset, model: str, recipe: Recipe, options: Options) -> Dataset:
+    """What `dataset` names, as the task of the network `model` takes it."""
+    needs = tasks.needs(models.entry(model).task)
+    if not isinstance(dataset, Dataset):
+        how: dict[str, Any] = {"val": recipe.val, "seed": recipe.seed, "strict": options.strict}
+        dataset = data.load(dataset, download=options.download, needs=needs, **how)
+    return data.provide(dataset, needs)
 
 
 def resumed(resume: str, model: str, said: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -222,6 +233,8 @@ def _examples(training: Training, classes: int = 20, each: int = 6) -> list[dict
     pictures = training.pictures["train"]
     if training.dataset.kind == "objects":
         return _examples_with_boxes(training)
+    if training.dataset.kind == "class_map":
+        return _examples_with_maps(training)
     labels = pictures.split.labels[pictures.places]
     first = [np.flatnonzero(labels == k)[:each] for k in np.unique(labels)[:classes]]
     chosen = np.concatenate(first).astype(np.int64)
@@ -235,10 +248,7 @@ def _examples(training: Training, classes: int = 20, each: int = 6) -> list[dict
 
 def _examples_with_boxes(training: Training, most: int = 12) -> list[dict[str, Any]]:
     """Training pictures with their boxes, as the network sees them in the first epoch."""
-    pictures, names = training.pictures["train"], training.dataset.classes
-    batch = pictures.batch(np.arange(min(most, len(pictures))))
-    if training.feed.augment is not None:
-        batch = training.feed.augment(batch, training.recipe.seed, 1)
+    names, batch = training.dataset.classes, _first(training, most)
     views = batch.images.permute(0, 2, 3, 1).cpu().numpy()
     found = []
     for view, objects, source in zip(views, batch.instances or [], batch.sources):
@@ -246,6 +256,29 @@ def _examples_with_boxes(training: Training, most: int = 12) -> list[dict[str, A
         drawn = draw.boxes(view, objects.boxes.numpy(), [names[k] for k in labels], labels)
         found.append({"image": drawn, "label": f"{len(labels)} objects", "source": source})
     return found
+
+
+def _examples_with_maps(training: Training, most: int = 12) -> list[dict[str, Any]]:
+    """Training pictures with their class maps, as the network sees them in the first epoch."""
+    names, batch = training.dataset.classes, _first(training, most)
+    colors = training.dataset.palette or draw.palette(names)
+    views = batch.images.permute(0, 2, 3, 1).cpu().numpy()
+    maps = np.zeros(0) if batch.class_maps is None else batch.class_maps.cpu().numpy()
+    found = []
+    for view, labels, source in zip(views, maps, batch.sources):
+        drawn = draw.class_map(view, labels, names, colors)
+        count = np.count_nonzero(np.bincount(labels.ravel(), minlength=256)[: len(names)])
+        found.append({"image": drawn, "label": f"{count} classes", "source": source})
+    return found
+
+
+def _first(training: Training, most: int) -> Batch:
+    """The first training pictures as the first epoch sees them."""
+    pictures = training.pictures["train"]
+    batch = pictures.batch(np.arange(min(most, len(pictures))))
+    if training.feed.augment is not None:
+        batch = training.feed.augment(batch, training.recipe.seed, 1)
+    return batch
 
 
 def _cell(value: float | None) -> str:

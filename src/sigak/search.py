@@ -23,7 +23,7 @@ from sigak.callbacks import Callback, ModelCheckpoint, RunState
 from sigak.data import Dataset
 from sigak.progress import Progress
 from sigak.recipe import Options, Recipe
-from sigak.runs import RESUME, RunFolder, repeat_command
+from sigak.runs import RESUME, RunFolder, loaded, repeat_command
 from sigak.structures import Failure, SigakError
 from sigak.training import train
 
@@ -109,9 +109,7 @@ def sweep(
     if trials < 1:
         raise SigakError(f"--trials must be at least 1, received {trials}")
     _optuna()  # refused before any work where it is missing
-    if not isinstance(dataset, Dataset):
-        how = {"val": recipe.val, "seed": recipe.seed, "strict": options.strict}
-        dataset = data.load(dataset, download=options.download, **how)  # type: ignore[arg-type]
+    dataset = loaded(dataset, model, recipe, options)
     if "val" not in dataset.splits and not options.monitor:
         raise SigakError("a sweep is judged on validation pictures: leave out --val 0")
     monitor = options.monitor or "val_loss"

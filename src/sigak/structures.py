@@ -15,9 +15,9 @@ Conventions (stated here once, assumed everywhere):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ __all__ = [
     "Batch",
     "Failure",
     "Instances",
+    "Masks",
     "Sample",
     "SigakError",
+    "SoftMasks",
     "stack_images",
 ]
 
@@ -40,28 +42,107 @@ UNKNOWN = -1
 IGNORE = 255
 
 
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Masks of N objects on a canvas of `size` (H, W), each kept only around the object: a hundred
+    objects on 640 x 640 take about a megabyte, as whole planes 41.
+
+    patches: N arrays (h, w) bool; corners (N, 2) int64: x, y of the first pixel of each. Patches
+    lie within the canvas; that of an object without a pixel is empty.
+    """
+
+    patches: list[np.ndarray]
+    corners: np.ndarray
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, planes: Tensor | np.ndarray) -> Masks:
+        """From whole planes (N, H, W), of which what is not 0 belongs to the object."""
+        patches, corners = [], []
+        for plane in np.asarray(planes) != 0:
+            rows, columns = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
+            top, left = (int(line[0]) if len(line) else 0 for line in (rows, columns))
+            bottom, right = (int(line[-1]) + 1 if len(line) else 0 for line in (rows, columns))
+            patches.append(plane[top:bottom, left:right].copy())
+            corners.append((left, top))
+        height, width = planes.shape[1:]
+        return cls(patches, np.array(corners, np.int64).reshape(-1, 2), (int(height), int(width)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Masks]) -> Masks:
+        """Those of several lists of objects on one canvas, in order."""
+        patches = [patch for part in parts for patch in part.patches]
+        return cls(patches, np.concatenate([part.corners for part in parts]), parts[0].size)
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, index: Tensor) -> Masks:
+        """Those at an int64 index (M,)."""
+        order = index.cpu().numpy()
+        return Masks([self.patches[i] for i in order], self.corners[order], self.size)
+
+    def planes(self) -> Tensor:
+        """(N, H, W) bool."""
+        whole = np.zeros((len(self), *self.size), bool)
+        for plane, place, patch in zip(whole, self.windows(), self.patches):
+            plane[place] = patch
+        return torch.from_numpy(whole)
+
+    def windows(self) -> list[tuple[slice, slice]]:
+        """Rows and columns of the canvas that each patch covers."""
+        return [
+            (slice(y, y + patch.shape[0]), slice(x, x + patch.shape[1]))
+            for (x, y), patch in zip(self.corners.tolist(), self.patches)
+        ]
+
+    def areas(self) -> Tensor:
+        """(N,) int64 pixels."""
+        return torch.tensor([int(np.count_nonzero(p)) for p in self.patches], dtype=torch.int64)
+
+
+class SoftMasks(Protocol):
+    """What a network says of the masks of N candidates: cheap to choose from, and decided only for
+    those that are left.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor) -> SoftMasks:
+        """Those at an int64 index (M,)."""
+
+    def decided(self, boxes: Tensor, matrix: Tensor, size: tuple[int, int]) -> Masks:
+        """The masks within their boxes (N, 4) in a frame of `size` (H, W), into which `matrix`
+        (3, 3) leads from the network's canvas.
+        """
+
+
 @dataclass
 class Instances:
     """Objects of one picture as arrays of equal length N. The same class holds truth and
     prediction.
 
-    boxes (N, 4) float xyxy; labels (N,) int64; scores (N,) float in [0, 1]; masks (N, H, W) bool;
-    points (N, K, 3) float x, y, visibility (0 unlabelled, 1 hidden, 2 visible); texts N strings;
-    ids (N,) int64; crowd (N,) bool, groups that are not learnt and forgive what is found in them;
-    areas (N,) float square pixels, an object's own area where it is known.
+    boxes (N, 4) float xyxy; labels (N,) int64; scores (N,) float in [0, 1]; masks `Masks`, which
+    may be given as whole planes (N, H, W); points (N, K, 3) float x, y, visibility (0 unlabelled, 1
+    hidden, 2 visible); texts N strings; ids (N,) int64; crowd (N,) bool, groups that are not learnt
+    and forgive what is found in them; areas (N,) float square pixels, an object's own area where it
+    is known; soft: of candidates, masks that are not decided yet.
     """
 
     boxes: Tensor
     labels: Tensor
     scores: Tensor | None = None
-    masks: Tensor | None = None
+    masks: Masks | None = None
     points: Tensor | None = None
     texts: list[str] | None = None
     ids: Tensor | None = None
     crowd: Tensor | None = None
     areas: Tensor | None = None
+    soft: SoftMasks | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.masks, Tensor):
+            self.masks = Masks.of(self.masks)
         if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
             raise SigakError(
                 f"boxes must have shape (N, 4) as x1, y1, x2, y2, received "
@@ -101,8 +182,9 @@ class Sample:
 
     image (H, W, C) uint8; label a class index, or a (K,) float vector of class weights; instances
     the objects on this picture; truth the same objects as the file has them, in its frame;
-    class_map (H, W) uint8; matrix (3, 3) float64, file frame to now; size (H, W) of the file frame;
-    source a path or a name like "digits#17"; origin what it was read from, to read it again.
+    class_map (H, W) uint8 class indices on this picture, truth_map reads that of the file, in its
+    frame; matrix (3, 3) float64, file frame to now; size (H, W) of the file frame; source a path or
+    a name like "digits#17"; origin what it was read from, to read it again.
     """
 
     image: np.ndarray
@@ -112,6 +194,7 @@ class Sample:
     instances: Instances | None = None
     truth: Instances | None = None
     class_map: np.ndarray | None = None
+    truth_map: Callable[[], np.ndarray] | None = None
     target: np.ndarray | None = None
     matrix: np.ndarray = field(default_factory=lambda: np.eye(3))
     size: tuple[int, int] = (0, 0)
@@ -133,8 +216,9 @@ class Batch:
 
     images (B, C, H, W) in channels_last memory; labels (B,) int64 or (B, K) float class weights;
     matrix (B, 3, 3) float64; sizes the (H, W) of each file frame; instances on the canvas, truth in
-    the file's frame; class_maps (B, H, W) uint8; targets (B, C, H, W); indices (B,) int64, the
-    samples' places in their split (what randomness is keyed by); origins what each was read from.
+    the file's frame; class_maps (B, H, W) uint8 on the canvas, truth_maps read those of the files;
+    targets (B, C, H, W); indices (B,) int64, the samples' places in their split (what randomness is
+    keyed by); origins what each was read from.
     """
 
     images: Tensor
@@ -146,6 +230,7 @@ class Batch:
     instances: list[Instances] | None = None
     truth: list[Instances] | None = None
     class_maps: Tensor | None = None
+    truth_maps: list[Any] | None = None
     targets: Tensor | None = None
     origins: list[object] | None = None
 
@@ -196,6 +281,7 @@ class Batch:
             instances=None if first.instances is None else [_known(s.instances) for s in samples],
             truth=None if first.truth is None else [_known(s.truth) for s in samples],
             class_maps=None if first.class_map is None else torch.from_numpy(np.stack(maps)),  # type: ignore[arg-type]
+            truth_maps=None if first.truth_map is None else [s.truth_map for s in samples],
             targets=None if first.target is None else stack_images(targets),  # type: ignore[arg-type]
         )
 

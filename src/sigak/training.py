@@ -21,7 +21,7 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from sigak import data, foreign, models, optimize, tasks
+from sigak import data, foreign, models, optimize, runs, tasks
 from sigak.callbacks import Callback, ModelCheckpoint, asked_for, restore, states
 from sigak.data import Dataset
 from sigak.data.feed import Feed, Pictures, Step
@@ -34,7 +34,7 @@ from sigak.prediction import Assessment, assess
 from sigak.progress import Progress, figures
 from sigak.recipe import Options, Recipe
 from sigak.report import write as write_report
-from sigak.runs import RESUME, RunFolder, choose_folder, described, repeat_command, resumed, story
+from sigak.runs import RESUME, RunFolder
 from sigak.runtime import TorchEngine, pick_device, pick_precision, seed_step
 from sigak.structures import Batch, Failure, SigakError
 
@@ -75,16 +75,14 @@ def train(
     entry = models.entry(model)
     recipe = Recipe.of(entry.recipe, said)
     optimize.check(recipe)
-    command = repeat_command(model, dataset, changes)
-    earlier = resumed(asked.get("resume", ""), model, said)
+    command = runs.repeat_command(model, dataset, changes)
+    earlier = runs.resumed(asked.get("resume", ""), model, said)
     if earlier:
         asked = earlier["options"] | asked
         recipe = Recipe.of(earlier["recipe"], {"epochs": recipe.epochs} if "epochs" in said else {})
         command = earlier["command"]
     options = Options(**asked)
-    if not isinstance(dataset, Dataset):
-        how = {"val": recipe.val, "seed": recipe.seed, "strict": options.strict}
-        dataset = data.load(dataset, download=options.download, **how)  # type: ignore[arg-type]
+    dataset = runs.loaded(dataset, model, recipe, options)
     with torch.random.fork_rng():
         return Training(model, dataset, recipe, options, callbacks, command).fit()
 
@@ -104,14 +102,14 @@ class Training:
         self.name, self.dataset, self.recipe, self.options = model, dataset, recipe, options
         self.command = command
         self.entry = models.entry(model)
-        self.task = tasks.create(self.entry.task, dataset.classes, recipe)
+        self.task = tasks.create(self.entry.task, dataset.classes, recipe, dataset.palette)
         device = pick_device(options.device)
         self.accelerator = Accelerator(cpu=device.type == "cpu")
         self.world = self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.share = (self.accelerator.process_index, self.world)
         self.device = device if self.world == 1 else self.accelerator.device
-        chosen = [choose_folder(options, model, dataset.name)]
+        chosen = [runs.choose_folder(options, model, dataset.name)]
         broadcast_object_list(chosen)  # the main process's choice, in every process
         self.folder = chosen[0]
         keep_freed_memory()
@@ -156,21 +154,19 @@ class Training:
         self.val_feed = Feed(val, batch=recipe.batch, share=self.share) if val else None
 
     def _decode(self, name: str) -> Pictures:
-        split = self.dataset.splits[name]
         learnt = name == "train"
-        pictures = Pictures(
-            split,
-            self.preparation.of_one_size() if learnt else self.preparation,
-            self.task.collate,
-            reduced=learnt,
-            threads=self.options.threads or None,
-            device=self.device,
-        )
-        self.progress.begin(f"reading {name}", len(split))
+        preparation = self.preparation.of_one_size() if learnt else self.preparation
+        threads = self.options.threads or None
+        pictures = self._pictures(name, preparation, reduced=learnt, threads=threads)
+        self.progress.begin(f"reading {name}", len(pictures.split))
         pictures.load(self.progress.reach, strict=self.options.strict)
         for problem in pictures.problems:
             self.progress.say(f"skipped {problem.source}: {problem.reason}")
         return pictures
+
+    def _pictures(self, name: str, preparation: image.Preparation, **how: Any) -> Pictures:
+        how |= {"device": self.device, "masks": "masks" in self.task.needs}
+        return Pictures(self.dataset.splits[name], preparation, self.task.collate, **how)
 
     def _prepare_network(self) -> None:
         recipe = self.recipe
@@ -218,7 +214,7 @@ class Training:
             self._load_state()
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.files.write_json("recipe.json", described(self))
+            self.files.write_json("recipe.json", runs.described(self))
         for callback in self.callbacks:
             callback.on_train_begin(self)
         try:
@@ -400,12 +396,13 @@ class Training:
         """Write the evaluated weights as a checkpoint (the main process only)."""
         if not self.main:
             return
-        known = {"name": self.dataset.name, "digest": self.digest}
+        dataset = self.dataset
+        known = {"name": dataset.name, "digest": self.digest, "palette": dataset.palette}
         header = files.header(
             self.name,
             self.entry.task,
             self.arguments,
-            self.dataset.classes,
+            dataset.classes,
             preparation=self.preparation.asdict(),
             recipe=self.recipe.asdict(),
             scores={} if weights_only else dict(logs),
@@ -483,7 +480,9 @@ class Training:
         if self.main:
             self.files.write_json("evaluation.json", evaluation)
             wrong = mistakes(found, self.task, feed)
-            write_report(self.folder / "report.html", story(self, name, evaluation, history, wrong))
+            write_report(
+                self.folder / "report.html", runs.story(self, name, evaluation, history, wrong)
+            )
             shown = "  ".join(f"{k} {v:.4f}" for k, v in evaluation.items() if isinstance(v, float))
             self.progress.say(f"best epoch {self.keeper.best_epoch}, measured on {name}: {shown}")
             self.progress.say(f"checkpoint {best}\nreport     {self.folder / 'report.html'}")
@@ -492,7 +491,5 @@ class Training:
     def _final_feed(self, name: str) -> Feed:
         if name == "val" and self.val_feed is not None:
             return self.val_feed
-        pictures = Pictures(
-            self.dataset.splits[name], self.preparation, self.task.collate, device=self.device
-        )
+        pictures = self._pictures(name, self.preparation)
         return Feed(pictures.load(), batch=self.recipe.batch, share=self.share)

@@ -18,10 +18,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from sigak import data, models, optimize
+from sigak import models, optimize
 from sigak.data import Dataset
 from sigak.data.feed import Step
 from sigak.recipe import Options, Recipe
+from sigak.runs import loaded
 from sigak.structures import Failure, SigakError
 from sigak.training import Training
 
@@ -92,14 +93,7 @@ def _training(model: str, dataset: str | Path | Dataset, changes: Mapping[str, A
     said = {k: v for k, v in changes.items() if k not in known}
     recipe = Recipe.of(models.entry(model).recipe, said)
     optimize.check(recipe)
-    return Training(model, _loaded(dataset, recipe, options), recipe, options, ())
-
-
-def _loaded(dataset: str | Path | Dataset, recipe: Recipe, options: Options) -> Dataset:
-    if isinstance(dataset, Dataset):
-        return dataset
-    how = {"val": recipe.val, "seed": recipe.seed, "strict": options.strict}
-    return data.load(dataset, download=options.download, **how)  # type: ignore[arg-type]
+    return Training(model, loaded(dataset, model, recipe, options), recipe, options, ())
 
 
 def _climb(training: Training, factor: float, steps: int) -> list[float]:

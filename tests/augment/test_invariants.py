@@ -135,7 +135,7 @@ def test_masks_class_maps_and_boxes_move_with_the_picture(spec: str) -> None:
     changed = Pipeline.parse(f"{spec},fill=constant", SIZE)(batch, 0, 0)
     for i, found in enumerate(changed.instances or []):
         painted = changed.images[i, 0] > 127
-        disagree = (painted ^ found.masks[0]).float().sum() / painted.sum()
+        disagree = (painted ^ found.masks.planes()[0]).float().sum() / painted.sum()
         assert disagree < 0.06  # only along the edge
         known = changed.class_maps[i] != IGNORE
         assert set(changed.class_maps[i].unique().tolist()) <= {0, 1, IGNORE}
@@ -183,7 +183,7 @@ def test_vanished_objects_go_with_all_their_fields() -> None:
     assert moved.texts == ["object 1", "object 2"]
     assert moved.ids.tolist() == [101, 102]
     assert moved.boxes.tolist() == [[40, 0, 50, 10], [55, 0, 64, 20]]
-    assert moved.masks.shape == (2, *SIZE)
+    assert moved.masks.planes().shape == (2, *SIZE)
     assert len(move_instances(objects, np.diag([1.0, 1.0, 1.0]) + 0, SIZE)) == 4
 
 
@@ -199,7 +199,7 @@ def test_double_mirror_is_identity_with_names() -> None:
     assert torch.allclose(once.points[:, 0, 0], SIZE[1] - points[:, 1, 0])
     twice = move_instances(once, mirror, SIZE, swap=(1, 0, 2))
     assert torch.equal(twice.boxes, boxes)
-    assert torch.equal(twice.masks, masks)
+    assert torch.equal(twice.masks.planes(), masks)
     assert torch.allclose(twice.points, points, atol=1e-5)
     unnamed = move_instances(before, mirror, SIZE)
     assert torch.allclose(unnamed.points[:, 0, 0], SIZE[1] - points[:, 0, 0])

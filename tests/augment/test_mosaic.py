@@ -11,7 +11,7 @@ from sigak.augment import pipeline as engine_room
 from sigak.augment.mix import joined, neighbours
 from sigak.augment.mosaic import GRAY_LEVEL, contents
 from sigak.io.fit import fit
-from sigak.structures import Batch, Instances, SigakError
+from sigak.structures import Batch, Instances, Masks, SigakError
 
 SIZE = (96, 128)
 
@@ -37,7 +37,7 @@ def coloured(count: int = 6, size: tuple[int, int] = SIZE, masks: bool = False) 
             outlines.append(outline)
         found = Instances(torch.tensor(np.array(boxes)).float(), 12 * i + torch.arange(4))
         if masks:
-            found.masks = torch.from_numpy(np.stack(outlines))
+            found.masks = Masks.of(np.stack(outlines))
         instances.append(found)
     return Batch(
         images=torch.from_numpy(images).permute(0, 3, 1, 2),
@@ -279,13 +279,14 @@ def test_pasted_objects_cover_what_lies_under_them(floating: bool) -> None:
     pasted = 0
     for i, (picture, found) in enumerate(zip(images, changed.instances)):
         pasted += int((found.labels // 12 != i).sum())
-        assert (found.masks.sum(dim=0) <= 1).all()  # a pixel belongs to one object
-        for box, label, mask in zip(found.boxes, found.labels.tolist(), found.masks):
+        planes = found.masks.planes()
+        assert (planes.sum(dim=0) <= 1).all()  # a pixel belongs to one object
+        for box, label, mask in zip(found.boxes, found.labels.tolist(), planes):
             assert (picture[0][mask] == red(label)).all()
             ys, xs = torch.nonzero(mask, as_tuple=True)
             hull = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
             assert box.tolist() == [float(side) for side in hull]
-        assert (found.masks.any(dim=0) == (picture[2] > 240)).float().mean() > 0.98
+        assert (planes.any(dim=0) == (picture[2] > 240)).float().mean() > 0.98
     assert pasted > 5
 
 
@@ -296,7 +297,7 @@ def test_points_under_a_pasted_object_are_hidden() -> None:
     changed = Pipeline.parse("copypaste=1", SIZE)(batch, 0, 0)
     hidden = 0
     for found in changed.instances:
-        for (x, y, visible), mask in zip(found.points[:, 0].tolist(), found.masks):
+        for (x, y, visible), mask in zip(found.points[:, 0].tolist(), found.masks.planes()):
             assert (visible == 2) == bool(mask[int(y), int(x)])
             hidden += visible == 1
     assert hidden > 0

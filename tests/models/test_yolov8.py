@@ -5,6 +5,7 @@ import torch
 
 from sigak.layers.conv import ConvNorm, fuse
 from sigak.models import yolov8
+from sigak.models._assignment import assign
 from sigak.models._entry import count_parameters
 from sigak.ops.boxes import iou
 from sigak.ops.nms import nms
@@ -132,7 +133,7 @@ def test_assignment_against_a_small_loop():
     scores, boxes = logits.sigmoid(), yolov8._boxes(sides, places)
     goals = torch.tensor([[[4.0, 4, 60, 60], [30, 20, 90, 62], [1, 1, 3, 3]]])
     labels = torch.tensor([[0, 2, 1]])
-    found = yolov8.assign(scores, boxes, places, goals, labels, torch.ones(1, 3).bool())
+    found = assign(scores, boxes, places, goals, labels, torch.ones(1, 3).bool())
 
     overlap, merit = torch.zeros(3, len(places)), torch.full((3, len(places)), -1.0)
     for g, (goal, label) in enumerate(zip(goals[0], labels[0])):

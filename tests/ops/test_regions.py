@@ -1,4 +1,4 @@
-"""Coarse masks enlarged, measured, cleaned and written, beside torch, OpenCV and pycocotools."""
+"""Coarse masks enlarged, measured, cleaned, beside torch and OpenCV."""
 
 import cv2
 import numpy as np
@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools import mask as coco
 from torch.nn import functional as F
 
-from sigak.ops.regions import Enlargement, Region, clean, packed, run_lengths
+from sigak.ops.regions import Enlargement, Region, clean
 
 
 def blobs(count, side=64, seed=0):
@@ -61,17 +60,6 @@ def test_the_rough_stability_is_near():
     for mask, share, count in zip(coarse, rough.tolist(), counts.tolist()):
         if count > 256:
             assert abs(enlargement.region(mask).stability - share) < 0.02
-
-
-@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 40), st.floats(0.05, 0.95))
-@settings(max_examples=60, deadline=None)
-def test_runs_are_those_of_coco(seed, height, width, share):
-    plane = np.random.default_rng(seed).random((height, width)) < share
-    counts = run_lengths(region_of(plane), plane.shape)
-    expected = coco.encode(np.asfortranarray(plane.astype(np.uint8)))
-    assert packed(counts).encode() == expected["counts"]
-    assert sum(counts) == plane.size
-    assert sum(counts[1::2]) == plane.sum()
 
 
 def reference_clean(plane, least):

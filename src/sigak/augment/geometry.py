@@ -13,8 +13,8 @@ import torch
 
 from sigak.augment.draws import Draws
 from sigak.ops.boxes import area, clip, transform_boxes
+from sigak.ops.outlines import move_masks
 from sigak.ops.points import swap_points, transform_points
-from sigak.ops.warp import warp_cpu
 from sigak.structures import Instances
 
 __all__ = [
@@ -175,8 +175,5 @@ def move_instances(
         if swap is not None and np.linalg.det(matrix) < 0:
             moved.points = swap_points(moved.points, swap)
     if moved.masks is not None:
-        masks = moved.masks.cpu().numpy().astype(np.uint8)[..., None]
-        matrices = np.broadcast_to(matrix, (len(masks), 3, 3))
-        warped = warp_cpu(masks, matrices, size, "constant", nearest=True)
-        moved.masks = torch.from_numpy(warped[..., 0] > 0).to(moved.masks.device)
+        moved.masks = move_masks(moved.masks, matrix, size)
     return moved

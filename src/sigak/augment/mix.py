@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sigak.augment.draws import Draws
 from sigak.augment.geometry import KEEP_SHARE
-from sigak.structures import Instances, SigakError
+from sigak.structures import Instances, Masks, SigakError
 
 __all__ = [
     "Mixing",
@@ -169,6 +169,8 @@ def joined(parts: Sequence[Instances]) -> Instances:
         values = [getattr(part, f.name) for part in parts]
         if all(isinstance(value, Tensor) for value in values):
             whole[f.name] = torch.cat(values)
+        elif all(isinstance(value, Masks) for value in values):
+            whole[f.name] = Masks.joined(values)
         elif all(isinstance(value, list) for value in values):
             whole[f.name] = list(chain.from_iterable(values))
     return Instances(**whole)
@@ -200,29 +202,42 @@ def paste_objects(
             results.append(own)
             covers.append(None)
             continue
-        cover = given.masks[picked].any(dim=0)
-        results.append(joined([_under(own, cover), given[picked]]))
-        covers.append(cover)
+        pasted = given[picked]
+        cover = _union(given.masks[picked.nonzero()[:, 0]])
+        results.append(joined([_under(own, cover), pasted]))
+        covers.append(torch.from_numpy(cover))
     return results, covers
 
 
-def _under(objects: Instances, cover: Tensor) -> Instances:
+def _union(masks: Masks) -> np.ndarray:
+    """(H, W) bool: what is in at least one mask."""
+    whole = np.zeros(masks.size, bool)
+    for window, patch in zip(masks.windows(), masks.patches):
+        whole[window] |= patch
+    return whole
+
+
+def _under(objects: Instances, cover: np.ndarray) -> Instances:
     """What is left of objects with masks under a cover (H, W) bool."""
     if objects.masks is None or not len(objects):
         return objects
-    left = objects.masks & ~cover
-    before, after = objects.masks.sum((1, 2)), left.sum((1, 2))
+    masks = objects.masks
+    patches = [patch & ~cover[place] for place, patch in zip(masks.windows(), masks.patches)]
+    left = replace(masks, patches=patches)
+    before, after = masks.areas(), left.areas()
     boxes = objects.boxes.clone()
     for place in torch.nonzero((after < before) & (after > 0)).flatten().tolist():
-        rows, columns = (left[place].any(dim=d).nonzero().flatten() for d in (1, 0))
-        hull = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).to(boxes)
+        rows, columns = (np.flatnonzero(patches[place].any(axis=d)) for d in (1, 0))
+        x, y = masks.corners[place].tolist()
+        sides = [x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1]
+        hull = torch.tensor(sides).to(boxes)
         # A box drawn wider than its outline stays no wider than it was.
         boxes[place, :2] = torch.maximum(boxes[place, :2], hull[:2])
         boxes[place, 2:] = torch.minimum(boxes[place, 2:], hull[2:])
     kept = (after >= KEEP_SHARE * before) & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
     under = replace(objects, boxes=boxes, masks=left)
     if objects.points is not None:
-        under.points = _hidden(objects.points, cover)
+        under.points = _hidden(objects.points, torch.from_numpy(cover))
     return under[kept]
 
 

@@ -6,12 +6,15 @@ scenes), a folder, or an annotation file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from sigak.data.classmaps import BACKGROUND, MOST, ClassMap, lookup
 from sigak.data.objects import Objects
 from sigak.data.overview import describe_text, sheet, summary
 from sigak.data.records import (
@@ -32,6 +35,7 @@ from sigak.structures import UNKNOWN, SigakError
 
 __all__ = [
     "NAMES",
+    "ClassMap",
     "Dataset",
     "Objects",
     "Problem",
@@ -45,6 +49,7 @@ __all__ = [
     "load",
     "locate",
     "portable",
+    "provide",
     "sheet",
     "summary",
 ]
@@ -60,20 +65,22 @@ def load(
     download: bool = False,
     strict: bool = False,
     color: str | None = None,
+    needs: Sequence[str] = (),
 ) -> Dataset:
     """The data set `spec` names, split into "train", "val" and, where there is one, "test".
 
     spec is one of `NAMES`; or a folder with one folder of pictures per class, with or without
     train, val and test folders above them; or pictures with boxes: a YOLO data.yaml, a COCO
-    instances .json, a Pascal VOC folder. A name always means the set: write ./digits for a folder
-    so called.
+    instances .json, a Pascal VOC folder; or pictures with class maps, see `sigak.data.pairs`. A
+    name always means the set: write ./digits for a folder so called.
 
     Where the data has no "val" split, the share `val` of each class is held out of "train"; 0 holds
     nothing out. The choice depends on the files' names, `val` and `seed` alone, and pictures that
     are identical stay on one side. `download` allows the network to be used for a named set that is
     not found in $SIGAK_DATA or the cache. `strict` refuses damaged files, which are skipped and
     listed in `problems` otherwise. color is what the pictures are to be read as: "gray", "rgb",
-    "rgba", or None for what they are.
+    "rgba", or None for what they are. needs: the fields of `Sample` that a task asks for; where a
+    set has several kinds of truth they decide which is read.
 
     Raises SigakError for whatever the user can mend: no such name or folder, a layout that is not
     understood, a class without pictures, damaged official files, values out of range.
@@ -84,7 +91,7 @@ def load(
         )
     if color not in (None, "gray", "rgb", "rgba"):
         raise SigakError(f"expected the color gray, rgb or rgba, received {color!r}")
-    dataset = _read(spec, download, strict)
+    dataset = _read(spec, download, strict, "class_map" in needs)
     groups = _identical(dataset)
     dataset.problems += _report_identical(dataset, groups)
     if val > 0 and "train" in dataset.splits and "val" not in dataset.splits:
@@ -93,9 +100,43 @@ def load(
     return dataset
 
 
-def _read(spec: str | Path, download: bool, strict: bool) -> Dataset:
+def provide(dataset: Dataset, needs: Sequence[str]) -> Dataset:
+    """The set as a task takes it that needs these fields of `Sample`: where that is "class_map",
+    outlined objects are painted into class maps, whose class 0 is the background.
+    """
+    if "class_map" not in needs or dataset.kind == "class_map":
+        return dataset
+    records = [record for split in dataset.splits.values() for record in split.records]
+    if not any(any(r.objects.outlines or ()) for r in records if r.objects is not None):
+        what = "boxes alone" if dataset.kind == "objects" else "a class for each whole picture"
+        raise SigakError(
+            f"segmentation learns from class maps or from the outlines of objects, and "
+            f"{dataset.name} has {what}; give folders images and masks, a COCO .json or a "
+            f"data.yaml with polygons"
+        )
+    if len(dataset.classes) + 1 > MOST:
+        raise SigakError(
+            f"class maps hold at most {MOST - 1} classes beside the background, {dataset.name} has "
+            f"{len(dataset.classes)}"
+        )
+    splits = {
+        name: Split(name, [_painted(r, split, len(dataset.classes)) for r in split.records],
+                    split.pixels)
+        for name, split in dataset.splits.items()
+    }  # fmt: skip
+    return replace(dataset, classes=[BACKGROUND, *dataset.classes], splits=splits)
+
+
+def _painted(record: Record, split: Split, classes: int) -> Record:
+    size = record.size if split.pixels is None else split.pixels.shape[1:3]
+    table = lookup({value: value for value in range(classes + 1)})
+    class_map = ClassMap(record.objects or Objects.empty(), table, size)
+    return replace(record, objects=None, class_map=class_map)
+
+
+def _read(spec: str | Path, download: bool, strict: bool, class_maps: bool) -> Dataset:
     # The formats stand on the classes above, so they are imported when they are used.
-    from sigak.data import cifar, digits, folder, idx
+    from sigak.data import cifar, digits, folder, idx, pairs
 
     if spec == "digits":
         return digits.read()
@@ -116,6 +157,8 @@ def _read(spec: str | Path, download: bool, strict: bool) -> Dataset:
             "Otherwise name a folder with one folder of pictures per class, a data.yaml, a COCO "
             ".json or a folder in the layout of Pascal VOC"
         )
+    if pairs.recognize(path, wanted=class_maps):
+        return pairs.read(path, strict)
     return _read_boxes(path, strict) or folder.read(path, strict=strict)
 
 
@@ -166,8 +209,8 @@ def _report_identical(dataset: Dataset, groups: dict[str, list[int]]) -> list[Pr
 def _hold_out(dataset: Dataset, groups: list[int], share: float, seed: int) -> None:
     """Move a share of "train" into a new split "val"."""
     train = dataset.splits["train"]
-    boxes = dataset.kind == "objects"  # a picture of several classes cannot be split by class
-    labels = np.zeros(len(train), np.int64) if boxes else train.labels
+    several = dataset.kind != "label"  # a picture of several classes cannot be split by class
+    labels = np.zeros(len(train), np.int64) if several else train.labels
     held = carve(labels, groups, keys(dataset, train), share, seed)
     chosen = train.subset(np.flatnonzero(held), "val")
     missing = set(train.object_labels.tolist()) - set(chosen.object_labels.tolist())

@@ -23,7 +23,8 @@ from sigak.augment.pipeline import Pipeline
 from sigak.data import Problem, Split
 from sigak.data.objects import to_instances
 from sigak.io import image
-from sigak.structures import Batch, Sample, SigakError
+from sigak.ops.warp import warp_cpu
+from sigak.structures import IGNORE, Batch, Sample, SigakError
 
 __all__ = ["Feed", "Pictures", "Step"]
 
@@ -45,11 +46,15 @@ class Pictures:
         reduced: bool = False,
         threads: int | None = None,
         device: torch.device | str = "cpu",
+        masks: bool = False,
     ) -> None:
         """reduced: decode JPEGs at the smallest scale that still covers the size (training
-        only).
+        only); masks: fill the outlines of objects.
         """
         self.split = split
+        self.masks = masks
+        if masks:
+            _refuse_boxes_alone(split)
         self.preparation = preparation
         self.collate = collate
         self.reduced = reduced
@@ -72,7 +77,8 @@ class Pictures:
         if self.preparation != self.preparation.of_one_size():
             return False
         height, width = self.preparation.size
-        needed = len(self.split) * height * width * self.preparation.channels
+        maps = any(record.class_map is not None for record in self.split.records[:1])
+        needed = len(self.split) * height * width * (self.preparation.channels + maps)
         # Twice, because stacking copies.
         return bool(2 * needed <= MEMORY_SHARE * psutil.virtual_memory().available)
 
@@ -164,18 +170,42 @@ class Pictures:
         source = record.source if self.split.pixels is None else self.split.pixels[index]
         try:
             pixels, matrix, size = image.load(source, self.preparation, reduced=self.reduced)
+            class_map = None if record.class_map is None else record.class_map.read()
+            sample = Sample(pixels, record.source, int(index), record.label, matrix=matrix,
+                            size=size)  # fmt: skip
+            if record.objects is not None:
+                how, canvas = {"masks": self.masks}, (pixels.shape[0], pixels.shape[1])
+                sample.label, sample.truth = None, to_instances(record.objects, None, size, **how)
+                sample.instances = to_instances(record.objects, matrix, canvas, **how)
         except SigakError as error:
             if index not in self.failed:  # a set read anew each epoch names it once
                 self.failed.add(int(index))
                 self.problems.append(Problem(record.source, str(error), "skipped"))
             return None
-        sample = Sample(pixels, record.source, int(index), record.label, matrix=matrix, size=size)
-        if record.objects is not None:
-            sample.label, sample.truth = None, to_instances(record.objects)
-            sample.instances = to_instances(
-                record.objects, matrix, (pixels.shape[0], pixels.shape[1])
-            )
+        if record.class_map is not None and class_map is not None:
+            sample.label, sample.class_map = None, _moved(class_map, matrix, pixels.shape)
+            if not self.reduced:  # to be measured by what the file says
+                sample.truth_map = record.class_map.read
         return sample
+
+
+def _refuse_boxes_alone(split: Split) -> None:
+    """SigakError where there are objects, and not one of them has an outline."""
+    known = [r.objects for r in split.records if r.objects is not None and len(r.objects)]
+    if known and not any(any(objects.outlines or ()) for objects in known):
+        raise SigakError(
+            f"{split.name}: expected objects with outlines, received {sum(map(len, known)):,} "
+            "boxes alone; give polygons (COCO, YOLO) or `scenes`, or take a network that learns "
+            "from boxes"
+        )
+
+
+def _moved(class_map: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(H, W) uint8 in the file's frame -> onto a canvas of `shape`; IGNORE beside the picture."""
+    size = (shape[0], shape[1])
+    return warp_cpu(class_map[None, :, :, None], matrix[None], size, "constant", True, IGNORE)[
+        0, :, :, 0
+    ]
 
 
 @dataclass(frozen=True)

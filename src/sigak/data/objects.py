@@ -6,19 +6,17 @@ what was read can be written again to the last digit. `to_instances` makes tenso
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from sigak.augment.geometry import move_instances
+from sigak.ops.outlines import Outline, masks_of
 from sigak.structures import Instances, SigakError
 
 __all__ = ["Objects", "Outline", "to_instances"]
-
-# Polygons [(K, 2) float64, ...], or a COCO run-length code {"size": [H, W], "counts": ...}.
-Outline = list[np.ndarray] | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,9 @@ class Objects:
     """N objects of one picture.
 
     boxes (N, 4) float64 xyxy; labels (N,) int64; crowd (N,) bool; areas (N,) float64 square pixels;
-    outlines one `Outline` an object; points (N, P, 3) float64 x, y, visibility 0, 1, 2; marks:
-    other facts by name, (N, ...) each, which are carried through and not used.
+    outlines one `Outline` an object, polygons or a run-length code, empty where none is known;
+    points (N, P, 3) float64 x, y, visibility 0, 1, 2; marks: other facts by name, (N, ...) each,
+    which are carried through and not used.
     """
 
     boxes: np.ndarray
@@ -79,10 +78,20 @@ def to_instances(
     objects: Objects,
     matrix: np.ndarray | None = None,
     size: tuple[int, int] | None = None,
+    *,
+    masks: bool = False,
 ) -> Instances:
     """Tensors of the objects: as they stand (boxes float64), or moved by a (3, 3) `matrix` onto a
     canvas of `size` (H, W), cut to it, without what has vanished (boxes float32).
+
+    With `masks` their outlines are filled, as they stand in a picture of `size`. An object without
+    an outline then becomes a crowd, all of its box: where it lies is known, but not what of it is
+    seen, so that it teaches nothing and forgives what is found there. SigakError where a run-length
+    code is damaged.
     """
+    outlines: list[Outline] = []
+    if masks:
+        objects, outlines = _outlined(objects)
     found = Instances(
         boxes=torch.from_numpy(objects.boxes.astype(np.float64)),
         labels=torch.from_numpy(objects.labels.astype(np.int64)),
@@ -91,9 +100,25 @@ def to_instances(
         areas=None if objects.areas is None else torch.from_numpy(objects.areas.astype(np.float64)),
     )
     if matrix is None or size is None:
+        if masks and size is not None:
+            found.masks = masks_of(outlines, size)
         return found
+    found.ids = torch.arange(len(objects))
     moved = move_instances(found, matrix, size)
     moved.boxes = moved.boxes.float()
     if moved.points is not None:
         moved.points = moved.points.float()
+    if masks and moved.ids is not None:
+        moved.masks = masks_of([outlines[i] for i in moved.ids.tolist()], size, matrix)
+    moved.ids = None
     return moved
+
+
+def _outlined(objects: Objects) -> tuple[Objects, list[Outline]]:
+    """The objects, those without an outline as crowds, and an outline of each."""
+    outlines = objects.outlines or [[] for _ in range(len(objects))]
+    bare = np.array([not outline for outline in outlines], bool)
+    corners = objects.boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    whole = [outline or [square] for outline, square in zip(outlines, corners)]
+    crowd = bare if objects.crowd is None else objects.crowd.astype(bool) | bare
+    return replace(objects, crowd=crowd), whole

@@ -5,14 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sigak import draw
+from sigak.data.classmaps import ClassMap
 from sigak.data.records import Dataset, Record, Split, digest, keys
 from sigak.data.splits import THREADS, shuffled
 from sigak.io import image
+from sigak.structures import SigakError
 
 __all__ = ["describe_text", "sheet", "summary"]
 
@@ -23,15 +26,13 @@ _SHOWN = 20  # problems listed for people; `summary` has them all
 def summary(dataset: Dataset) -> dict[str, Any]:
     """What there is to know of a set, as values JSON can hold.
 
-    name, kind, root, digest, color; classes: a list of {"name", one count per split}, of pictures
-    or, in a set with boxes, of objects; splits: counts of pictures; total; height and width:
+    name, kind, root, digest, color; classes: a list of {"name", one count per split}, of pictures,
+    in a set with boxes of objects, and with class maps of pictures that show the class, among at
+    most 1,000 of them; splits: counts of pictures; total; height and width:
     {"min", "median", "max"} in pixels, of 1,000 pictures per split where there are more; problems:
     a list of {"source", "reason", "action"}.
     """
-    counts = {
-        name: np.bincount(split.object_labels, minlength=len(dataset.classes)).tolist()
-        for name, split in dataset.splits.items()
-    }
+    counts = {name: _counts(dataset, split) for name, split in dataset.splits.items()}
     sizes = np.array(_sizes(dataset))
     return {
         "name": dataset.name,
@@ -49,6 +50,25 @@ def summary(dataset: Dataset) -> dict[str, Any]:
         "width": _spread(sizes[:, 1]),
         "problems": [asdict(problem) for problem in dataset.problems],
     }
+
+
+def _counts(dataset: Dataset, split: Split) -> list[int]:
+    classes = len(dataset.classes)
+    if dataset.kind != "class_map":
+        return np.bincount(split.object_labels, minlength=classes).tolist()  # type: ignore[no-any-return]
+    maps = [r.class_map for r in split.records[:: -(-len(split) // _MEASURED)]]
+    with ThreadPoolExecutor(THREADS) as pool:
+        seen = pool.map(lambda one: _shown(one, classes), filter(None, maps))
+        return np.sum([np.zeros(classes, np.int64), *seen], axis=0).tolist()  # type: ignore[no-any-return]
+
+
+def _shown(class_map: ClassMap, classes: int) -> np.ndarray:
+    """(K,) 1 for each class that a map shows; none of a map that cannot be read."""
+    try:
+        values = class_map.read()
+    except SigakError:
+        return np.zeros(classes, np.int64)
+    return (np.bincount(values.ravel(), minlength=256)[:classes] > 0).astype(np.int64)
 
 
 def _sizes(dataset: Dataset) -> list[tuple[int, int]]:
@@ -134,17 +154,21 @@ def sheet(dataset: Dataset, rows: int = 4, columns: int = 8, seed: int = 0) -> n
         order.append((turns[label], label, index))
     chosen = [index for _, _, index in sorted(order)[: rows * columns]]
     return draw.grid(
-        [_look(split, i, dataset.classes) for i in chosen],
+        [_look(split, i, dataset) for i in chosen],
         [_caption(split.records[i], dataset.classes) for i in chosen],
         columns,
         side=112 if dataset.kind == "label" else 240,
     )
 
 
-def _look(split: Split, index: int, classes: list[str]) -> np.ndarray:
-    """A picture of the split (H, W, 3), its objects drawn on it."""
+def _look(split: Split, index: int, dataset: Dataset) -> np.ndarray:
+    """A picture of the split (H, W, 3), its objects or classes drawn on it."""
+    classes = dataset.classes
     record = split.records[index]
     pixels = image.read(record.source if split.pixels is None else split.pixels[index])
+    if record.class_map is not None:
+        colors = dataset.palette or draw.palette(classes)
+        return draw.class_map(pixels, record.class_map.read(), classes, colors)
     if record.objects is None:
         return pixels
     names = [classes[k] for k in record.objects.labels]
@@ -152,6 +176,8 @@ def _look(split: Split, index: int, classes: list[str]) -> np.ndarray:
 
 
 def _caption(record: Record, classes: list[str]) -> str:
+    if record.class_map is not None:
+        return Path(record.source).stem
     if record.objects is None:
         return classes[record.label]
     return f"{len(record.objects)} object{'s' * (len(record.objects) != 1)}"

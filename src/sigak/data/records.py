@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sigak.data.classmaps import ClassMap
 from sigak.data.objects import Objects
 from sigak.io.download import cache_folder
 from sigak.structures import UNKNOWN, SigakError
@@ -36,13 +37,14 @@ class Record:
 
     source: its path, or a name such as "digits#17"; label: a class index or UNKNOWN; objects: what
     lies where on it, None in a set of labelled pictures; size: (H, W) of the upright picture, where
-    the set knows it.
+    the set knows it; class_map: where the class of each pixel is found.
     """
 
     source: str
     label: int = UNKNOWN
     objects: Objects | None = field(default=None, compare=False)
     size: tuple[int, int] | None = None
+    class_map: ClassMap | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,13 @@ class Split:
 
     @property
     def object_labels(self) -> np.ndarray:
-        """(M,) int64 class of every picture or, where they carry objects, of every object."""
+        """(M,) int64 class of every picture or, where they carry objects, of every object; none
+        where their pixels have classes.
+        """
         parts = (
-            [r.label] if r.objects is None else r.objects.labels.tolist() for r in self.records
+            [r.label] if r.objects is None else r.objects.labels.tolist()
+            for r in self.records
+            if r.class_map is None
         )
         return np.array([label for part in parts for label in part], np.int64)
 
@@ -97,7 +103,8 @@ class Split:
 class Dataset:
     """A named set: class names in label order, splits by name, and the problems found.
 
-    color is what the pictures are: "gray", "rgb" or "rgba".
+    color is what the pictures are: "gray", "rgb" or "rgba"; palette the colours (red, green, blue)
+    of the classes, 0 to 255, where the set has some.
     """
 
     name: str
@@ -106,6 +113,7 @@ class Dataset:
     color: str = "rgb"
     problems: list[Problem] = field(default_factory=list)
     root: Path | None = None
+    palette: list[tuple[int, int, int]] | None = None
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
@@ -118,8 +126,12 @@ class Dataset:
 
     @property
     def kind(self) -> str:
-        """ "objects" where the records carry boxes, "label" where they carry a class."""
+        """ "objects" where the records carry boxes, "class_map" where the pixels have classes, and
+        "label" where each picture has one.
+        """
         first = next((r for split in self.splits.values() for r in split.records), None)
+        if first is not None and first.class_map is not None:
+            return "class_map"
         return "objects" if first is not None and first.objects is not None else "label"
 
 
@@ -202,6 +214,8 @@ def digest(dataset: Dataset) -> str:
         if record.objects is not None:
             total.update(record.objects.boxes.tobytes())
             total.update(record.objects.labels.tobytes())
+        if record.class_map is not None:
+            total.update(record.class_map.fingerprint())
         if split.pixels is None:
             total.update(str(os.path.getsize(record.source)).encode())
         else:

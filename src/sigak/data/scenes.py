@@ -23,6 +23,7 @@ import numpy as np
 
 from sigak.data.objects import Objects, Outline
 from sigak.data.records import Dataset, Record, Split
+from sigak.ops.outlines import run_lengths
 from sigak.structures import SigakError
 
 __all__ = ["CLASSES", "POINTS", "SWAP", "read", "render", "stream"]
@@ -309,7 +310,9 @@ def _pixels_of(number: int, owner: np.ndarray, window: tuple[int, int, int, int]
 
 
 def _objects(drawn: list[_Drawn], owner: np.ndarray) -> Objects:
-    boxes, labels, areas, outlines, points = [], [], [], [], []
+    boxes, labels, areas, points = [], [], [], []
+    outlines: list[Outline] = []
+    size = (owner.shape[0], owner.shape[1])
     for one in drawn:
         mine = _pixels_of(one.number, owner, one.placed.window)
         area = cv2.countNonZero(mine)
@@ -321,7 +324,7 @@ def _objects(drawn: list[_Drawn], owner: np.ndarray) -> Objects:
         boxes.append((left, top, left + width, top + height))
         labels.append(one.placed.label)
         areas.append(area)
-        outlines.append(_run_lengths(seen, left, top, owner.shape))
+        outlines.append(run_lengths(seen.view(bool), left, top, size))
         points.append(_visible(one, owner))
     if not boxes:
         return Objects.empty()
@@ -332,21 +335,6 @@ def _objects(drawn: list[_Drawn], owner: np.ndarray) -> Objects:
         outlines=outlines,
         points=np.array(points, np.float64),
     )
-
-
-def _run_lengths(seen: np.ndarray, left: int, top: int, size: tuple[int, ...]) -> Outline:
-    """COCO's uncompressed code of a mask: lengths of runs down the columns, zeros first.
-
-    seen (h, w) uint8 0 or 1 is the part of the picture of `size` (H, W) at (left, top).
-    """
-    height, width = seen.shape
-    framed = np.zeros((width + 1, height + 1), np.uint8)  # a zero before and after every column
-    framed[:width, 1:] = seen.T
-    flat = framed.ravel()
-    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), height + 1)
-    ends = ((left + column) * size[0] + top + row).tolist()
-    counts = [end - start for start, end in zip([0, *ends], [*ends, size[0] * size[1]])]
-    return {"size": list(size), "counts": counts}
 
 
 def _visible(one: _Drawn, owner: np.ndarray) -> list[tuple[float, float, int]]:

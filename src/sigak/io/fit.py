@@ -109,17 +109,25 @@ def _longest(
     )
 
 
+def _native(
+    pixels: np.ndarray, size: tuple[int, int], resample: _Resample
+) -> tuple[np.ndarray, np.ndarray]:
+    return pixels, np.eye(3)
+
+
 FITS = {
     "squash": _squash,
     "letterbox": _letterbox,
     "corner": _corner,
     "rect": _rect,
     "crop": _centre_crop,
+    "native": _native,
     "longest": _longest,
 }
 """Ways to meet a size: distort; keep all, in the middle of gray bars or at their upper left; keep
 all on the smallest canvas inside the size whose sides are multiples of `STRIDE`; keep the middle
-(short side whole); bring the longer side to the size, without bars."""
+(short side whole); leave the picture as it is, whatever the size; bring the longer side to the
+size, without bars."""
 
 
 def _resample(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -31,7 +31,7 @@ from sigak.structures import SigakError
 
 __all__ = [
     "SUFFIXES", "DamagedImage", "Preparation", "check", "describe", "expand", "load", "prepare",
-    "read", "read_as_is", "save",
+    "read", "read_as_is", "read_bytes", "save",
 ]  # fmt: skip
 
 SUFFIXES = (
@@ -86,7 +86,7 @@ def read_as_is(source: object) -> np.ndarray:
 
 def _decode(source: object, cover: tuple[int, int] | None = None) -> _Decoded:
     if isinstance(source, (str, Path)):
-        return _decode_bytes(_read_bytes(source), str(source), cover)
+        return _decode_bytes(read_bytes(source), str(source), cover)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode_bytes(bytes(source), "the given bytes", cover)
     if isinstance(source, Image.Image):
@@ -96,7 +96,8 @@ def _decode(source: object, cover: tuple[int, int] | None = None) -> _Decoded:
     return _Decoded(pixels, pixels.shape[:2])
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
+    """A file's bytes; SigakError in words where it is missing, a folder, or cannot be read."""
     # The file is read here and decoded from memory, so that no decoder meets an unusual path.
     path = Path(path)
     if path.is_dir():
@@ -270,7 +271,7 @@ def describe(source: object) -> dict[str, Any]:
 
 def _header(source: object) -> tuple[bytes | None, Image.Image]:
     if isinstance(source, (str, Path)):
-        data = _read_bytes(source)
+        data = read_bytes(source)
         return data, _open(io.BytesIO(data), str(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source), _open(io.BytesIO(source), "the given bytes")
@@ -288,8 +289,9 @@ class Preparation:
     picture first; fit: "squash" to the size, "letterbox" (all of it in the middle of gray bars),
     "corner" (all of it at their upper left), "rect" (all of it on the smallest canvas of multiples
     of 32 pixels, so that pictures of different shapes have different sizes), "crop" (the middle,
-    the short side whole) or "longest" (all of it, the longer side as long as the size's, nothing
-    beside it); resample: "area", "bilinear" or "antialias", see `sigak.io.fit`.
+    the short side whole), "native" (as it is, whatever the size) or "longest" (all of it, the
+    longer side as long as the size's, nothing beside it); resample: "area", "bilinear" or
+    "antialias", see `sigak.io.fit`.
     """
 
     size: tuple[int, int]

@@ -9,10 +9,12 @@ from sigak.metrics.classification import Classification
 from sigak.metrics.curves import average_precision, precision_recall
 from sigak.metrics.detection import Detection
 from sigak.metrics.files import evaluate_files
+from sigak.metrics.segmentation import Segmentation
 
 __all__ = [
     "Classification",
     "Detection",
+    "Segmentation",
     "average_precision",
     "evaluate_files",
     "precision_recall",

@@ -9,7 +9,15 @@ import numpy as np
 
 from sigak.metrics._tables import Found, Truth
 
-__all__ = ["compared", "errors", "evaluator", "numbers", "per_class", "tables"]
+__all__ = [
+    "compared",
+    "errors",
+    "evaluator",
+    "mask_evaluator",
+    "numbers",
+    "per_class",
+    "tables",
+]
 
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # objects of any area; below 32^2; to 96^2; above
 _BEST1, _BEST10, _BEST100 = range(3)  # how many detections of a picture and class count
@@ -36,8 +44,39 @@ _ERRORS = {"Cls": "cls", "Loc": "loc", "Both": "both", "Dupe": "dupe", "Bkg": "b
 
 def evaluator(truth: Truth, found: Found, pictures: int, classes: int) -> hotcoco.COCOeval:
     """The tables, compared; there must be a picture."""
-    # Ids count from 1: an annotation 0 would never be matched.
-    known = hotcoco.COCO.from_arrays(
+    known = _known(truth, pictures, classes)
+    rows = [found.picture + 1, found.boxes, found.scores, found.labels + 1]
+    return compared(known, known.load_res(np.column_stack(rows)), "bbox")
+
+
+def mask_evaluator(
+    truth: Truth,
+    truth_codes: list[dict[str, Any]],
+    found: Found,
+    found_codes: list[dict[str, Any]],
+    pictures: int,
+    classes: int,
+) -> hotcoco.COCOeval:
+    """The tables, compared by masks: one run-length code a row. As in COCO's own measure of masks
+    the area of a detection is that of its mask, not of its box.
+    """
+    known = _known(truth, pictures, classes, segmentation=truth_codes)
+    rows = [
+        {"image_id": picture + 1, "category_id": label + 1, "score": score, "segmentation": code}
+        for picture, label, score, code in zip(
+            found.picture.tolist(),
+            found.labels.tolist(),
+            found.scores.tolist(),
+            found_codes,
+            strict=True,
+        )
+    ]
+    return compared(known, known.load_res(rows), "segm")
+
+
+def _known(truth: Truth, pictures: int, classes: int, **more: Any) -> hotcoco.COCO:
+    """The objects as hotcoco keeps them, with ids from 1: an annotation 0 is never matched."""
+    return hotcoco.COCO.from_arrays(
         [{"id": place + 1} for place in range(pictures)],
         [{"id": label + 1, "name": str(label)} for label in range(classes)],
         truth.picture + 1,
@@ -45,9 +84,8 @@ def evaluator(truth: Truth, found: Found, pictures: int, classes: int) -> hotcoc
         truth.boxes,
         area=truth.areas,
         iscrowd=truth.crowd,
+        **more,
     )
-    rows = [found.picture + 1, found.boxes, found.scores, found.labels + 1]
-    return compared(known, known.load_res(np.column_stack(rows)), "bbox")
 
 
 def compared(known: hotcoco.COCO, found: hotcoco.COCO, kind: str) -> hotcoco.COCOeval:

@@ -17,6 +17,7 @@ from sigak.metrics import _coco, _details
 from sigak.metrics._counts import per_class, ratio
 from sigak.metrics._matching import match
 from sigak.metrics._tables import Found, Truth
+from sigak.ops.outlines import codes
 from sigak.structures import Instances, SigakError
 
 __all__ = ["Detection", "report"]
@@ -28,7 +29,7 @@ _SEED = 0
 @dataclass(frozen=True)
 class _Picture:
     """What there is and what was found on one picture, as NumPy arrays; boxes (N, 4) float64 left,
-    top, width, height, COCO's form.
+    top, width, height, COCO's form; codes the masks as run-length codes, where there are any.
     """
 
     source: str
@@ -39,12 +40,15 @@ class _Picture:
     found_boxes: np.ndarray
     found_labels: np.ndarray
     found_scores: np.ndarray
+    codes: list[dict[str, Any]] | None = None
+    found_codes: list[dict[str, Any]] | None = None
 
 
 class Detection:
     """COCO's numbers and what lies behind them. `classes` are the names in label order.
 
-    It keeps every box until the end (some 60 bytes each) and can be pickled. The numbers do not
+    It keeps every box until the end (some 60 bytes each, and a few hundred for a mask) and can be
+    pickled. The numbers do not
     depend on the order in which pictures came, as long as their sources differ.
     """
 
@@ -57,10 +61,11 @@ class Detection:
     def add(self, predicted: Instances, truth: Instances, source: str) -> None:
         """Take in one picture, which `source` names.
 
-        predicted needs scores; boxes of both lie in the frame of the file. Of truth, crowd and
-        areas count: where they are None, nothing is a crowd, and an object's area is that of its
-        box. A box turned inside out has no area. Raises SigakError where a number is not finite or
-        a label is not a class.
+        predicted needs scores; boxes and masks of both lie in the frame of the file. Of truth,
+        crowd and areas count: where they are None, nothing is a crowd, and an object's area is that
+        of its box. A box turned inside out has no area. Masks are measured where all pictures have
+        them, in truth and prediction. Raises SigakError where a number is not finite or a label is
+        not a class.
         """
         if predicted.scores is None:
             raise SigakError(f"{source}: predicted boxes need scores to be ranked by")
@@ -74,8 +79,13 @@ class Detection:
             )
         crowd = np.zeros(len(labels), bool) if truth.crowd is None else _array(truth.crowd) > 0
         areas = boxes[:, 2:].prod(1) if truth.areas is None else _array(truth.areas)
+        known = found = None
+        if predicted.masks is not None and truth.masks is not None:
+            known, found = codes(truth.masks), codes(predicted.masks)
         self._pictures.append(
-            _Picture(source, boxes, labels, crowd, areas, found_boxes, found_labels, scores)
+            _Picture(
+                source, boxes, labels, crowd, areas, found_boxes, found_labels, scores, known, found
+            )
         )
 
     def _checked(self, instances: Instances, source: str) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +121,8 @@ class Detection:
         average precision at the IoUs .5, .55, ... .95), map50, map75, map_small, map_medium,
         map_large (areas to 32^2, to 96^2 and beyond), ar1, ar10, ar100 (recall of the best 1, 10
         and 100 detections of a class in a picture), ar_small, ar_medium, ar_large. per_class: a
-        list of name, ap, ap50, support (objects).
+        list of name, ap, ap50, support (objects). Of masks the twelve again as mask_map, mask_map50
+        and so on, and mask_ap, mask_ap50 of a class.
 
         With `detail`, all at IoU .5:
 
@@ -130,7 +141,21 @@ class Detection:
           `_details.calibration`: D-ECE, Kueppers et al. 2020, https://arxiv.org/abs/2004.13546.
         """
         truth, found = self._tables()
-        return report(truth, found, len(self._pictures), self.classes, detail)
+        result = report(truth, found, len(self._pictures), self.classes, detail)
+        return result | self._masks(truth, found, result["per_class"])
+
+    def _masks(self, truth: Truth, found: Found, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The numbers of masks, those of classes into `rows`; nothing where a picture has none."""
+        pictures = sorted(self._pictures, key=lambda picture: picture.source)
+        if not pictures or any(p.codes is None or p.found_codes is None for p in pictures):
+            return {}
+        known = [code for picture in pictures for code in picture.codes or ()]
+        shown = [code for picture in pictures for code in picture.found_codes or ()]
+        compared = _coco.mask_evaluator(truth, known, found, shown, len(pictures), len(rows))
+        tables = _coco.tables(compared)
+        for row, more in zip(rows, _coco.per_class(tables), strict=True):
+            row |= {f"mask_{name}": value for name, value in more.items()}
+        return {f"mask_{name}": value for name, value in _coco.numbers(tables).items()}
 
     def _tables(self) -> tuple[Truth, Found]:
         """All pictures behind each other, by source: order decides between equal scores."""

@@ -56,7 +56,9 @@ FAMILIES = (
     "torchvision_detectors",
     "localizer",
     "darknet_detect",
-    # segmentation by prompts
+    # segmentation
+    "unet",
+    "smp_nets",
     "sam",
     # generation
     "dcgan",
@@ -104,6 +106,9 @@ def entry(name: str) -> Entry:
     for table in _tables():
         if name in table:
             return table[name]
+    found: Entry | None = import_module("sigak.models.smp_nets").variant(name)
+    if found is not None:
+        return found
     near = nearest(name, names())
     hint = f"did you mean {near}?" if near else "`sigak models` lists them."
     raise SigakError(f"there is no network called {name!r}; {hint}")

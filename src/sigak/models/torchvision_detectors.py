@@ -1,11 +1,12 @@
-"""SSD, SSDlite and Faster R-CNN, built by torchvision (BSD-3-Clause).
+"""SSD, SSDlite, Faster R-CNN and Mask R-CNN, built by torchvision (BSD-3-Clause).
 
 "SSD: single shot multibox detector", Liu et al. 2015, https://arxiv.org/abs/1512.02325; SSDlite:
 "MobileNetV2", Sandler et al. 2018, https://arxiv.org/abs/1801.04381, on the backbone of "Searching
 for MobileNetV3", Howard et al. 2019, https://arxiv.org/abs/1905.02244; "Faster R-CNN: towards
 real-time object detection with region proposal networks", Ren et al. 2015,
 https://arxiv.org/abs/1506.01497, on "Feature pyramid networks for object detection", Lin et al.
-2016, https://arxiv.org/abs/1612.03144.
+2016, https://arxiv.org/abs/1612.03144; "Mask R-CNN", He et al. 2017,
+https://arxiv.org/abs/1703.06870.
 
 torchvision's layers, anchors, matching and losses are used as they are; the house resizes and
 normalises. Inside, output 0 is the background and output k + 1 the class k; outside there is no
@@ -18,9 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,15 +33,17 @@ from sigak.models._coco_names import COCO91
 from sigak.models._detector import Detector, candidates
 from sigak.models._entry import Entry, Input, Weights
 from sigak.ops.boxes import iou
-from sigak.structures import Instances, SigakError
+from sigak.ops.outlines import cut
+from sigak.structures import Instances, Masks, SigakError
 
-__all__ = ["MODELS", "SSD", "FasterRCNN"]
+__all__ = ["MODELS", "SSD", "FasterRCNN", "MaskRCNN", "Tiles"]
 
 _SSD300 = "ssd300_vgg16"
 _SSDLITE = "ssdlite320_mobilenet_v3_large"
 _MOST = 100  # boxes of a picture that Faster R-CNN reports
 _LEAST = 0.001  # the score they exceed; `decode` asks for more
 _EPS = 1e-5  # of batch norm
+_SIDE = 28  # of a predicted mask, whatever the size of its box
 
 
 def _refuse_gray(channels: int) -> None:
@@ -52,7 +57,13 @@ def _refuse_gray(channels: int) -> None:
 def _targets(truth: Sequence[Instances], device: torch.device) -> list[dict[str, Tensor]]:
     """Truth as torchvision takes it: every box has an area, and label 0 is the background."""
     solid = [t[(t.boxes[:, 2:] > t.boxes[:, :2]).all(1)] for t in truth]
-    return [{"boxes": t.boxes.float().to(device), "labels": t.labels.to(device) + 1} for t in solid]
+    targets = []
+    for t in solid:
+        told = {"boxes": t.boxes.float().to(device), "labels": t.labels.to(device) + 1}
+        if t.masks is not None:
+            told["masks"] = t.masks.planes().to(device, torch.uint8)
+        targets.append(told)
+    return targets
 
 
 def _image_list(images: Tensor) -> Any:
@@ -166,7 +177,7 @@ class FasterRCNN(Detector):
     corners (B, 100, 4), scores (B, 100) and labels (B, 100); where there are fewer, the score is 0.
     """
 
-    head = ("net.roi_heads.box_predictor",)
+    head: tuple[str, ...] = ("net.roi_heads.box_predictor",)
     nms_iou = 0.5
     finished = True
 
@@ -183,20 +194,27 @@ class FasterRCNN(Detector):
         hidden: int = 1024,
         frozen: bool = False,
     ) -> None:
-        from torchvision.models.detection import FasterRCNN as Network
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
         super().__init__()
         _refuse_gray(channels)
         self.normalize = Normalize(mean, std)
-        self.net: Any = Network(
+        self.net: Any = self._network(
             _pyramid(backbone, width, frozen),
+            width,
+            classes,
             box_head=TwoMLPHead(width * 7 * 7, hidden),  # regions are pooled to 7 x 7
             box_predictor=FastRCNNPredictor(hidden, classes + 1),
             box_score_thresh=_LEAST,
             box_nms_thresh=self.nms_iou,
             box_detections_per_img=_MOST,
         )
+
+    def _network(self, backbone: nn.Module, width: int, classes: int, **parts: Any) -> Any:
+        """torchvision's network of these parts."""
+        from torchvision.models.detection import FasterRCNN as Network
+
+        return Network(backbone, **parts)
 
     def forward(self, images: Tensor, truth: Sequence[Instances] | None = None) -> Any:
         """Raw output; with the truth {"loss", "box" and "cls" of the second stage, "proposal_box"
@@ -205,17 +223,14 @@ class FasterRCNN(Detector):
         if truth is None:
             return self.raw(images)
         found = self._run(images, _targets(truth, images.device))[1]
-        parts = {
-            "box": found["loss_box_reg"],
-            "cls": found["loss_classifier"],
-            "proposal_box": found["loss_rpn_box_reg"],
-            "obj": found["loss_objectness"],
-        }
+        parts = {ours: found[theirs] for ours, theirs in _LOSSES.items() if theirs in found}
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
     def raw(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, H, W) in [0, 1] -> boxes (B, 100, 4), scores and labels (B, 100)."""
-        found = self._run(images, None)[0]
+        return self._padded(self._run(images, None)[0])
+
+    def _padded(self, found: Any) -> tuple[Tensor, Tensor, Tensor]:
         boxes = [F.pad(f["boxes"], (0, 0, 0, _MOST - len(f["boxes"]))) for f in found]
         scores = [F.pad(f["scores"], (0, _MOST - len(f["scores"]))) for f in found]
         labels = [F.pad(f["labels"] - 1, (0, _MOST - len(f["labels"]))) for f in found]
@@ -241,6 +256,82 @@ class FasterRCNN(Detector):
             proposals, first = self.net.rpn(batch, features, targets)
             found, second = self.net.roi_heads(features, proposals, batch.image_sizes, targets)
         return found, first | second
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """`SoftMasks` of N boxes on the canvas: probabilities (N, 28, 28), stretched over each box (N,
+    4) xyxy.
+    """
+
+    boxes: Tensor
+    probabilities: Tensor
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Tensor) -> Tiles:
+        return Tiles(self.boxes[index], self.probabilities[index])
+
+    def decided(self, boxes: Tensor, matrix: Tensor, size: tuple[int, int]) -> Masks:
+        """See `SoftMasks`: where the probability, mixed linearly, is above one half."""
+        corners = self.boxes.detach().double().cpu().numpy()
+        # A ring of zeros around: towards the border of a box its mask ends.
+        framed = F.pad(self.probabilities.detach().float(), (1, 1, 1, 1)) - 0.5
+        matrices = np.tile(np.eye(3), (len(corners), 1, 1))
+        for axis in (0, 1):
+            step = (corners[:, axis + 2] - corners[:, axis]) / self.probabilities.shape[-1]
+            step = np.maximum(step, 1e-6)  # a box without area has no mask, and a matrix an inverse
+            matrices[:, axis, axis], matrices[:, axis, 2] = step, corners[:, axis] - step
+        leads = np.asarray(matrix, np.float64) @ matrices
+        return cut(list(framed.cpu().numpy()), leads, boxes.detach().cpu().numpy(), size)
+
+
+class MaskRCNN(FasterRCNN):
+    """`FasterRCNN` with a third branch that draws a mask of 28 x 28 into each box; its hidden
+    layers have `width` channels.
+
+    Raw output: as of `FasterRCNN`, and the probabilities (B, 100, 28, 28) that a part of the box
+    belongs to the object.
+    """
+
+    head = ("net.roi_heads.box_predictor", "net.roi_heads.mask_predictor")
+
+    def _network(self, backbone: nn.Module, width: int, classes: int, **parts: Any) -> Any:
+        from torchvision.models.detection import MaskRCNN as Network
+        from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+
+        mask_head = MaskRCNNHeads(width, (width,) * 4, dilation=1)
+        predictor = MaskRCNNPredictor(width, width, classes + 1)
+        return Network(backbone, mask_head=mask_head, mask_predictor=predictor, **parts)
+
+    def forward(self, images: Tensor, truth: Sequence[Instances] | None = None) -> Any:
+        """As `FasterRCNN.forward`, and "mask"; the truth must have masks."""
+        if truth is not None and any(t.masks is None for t in truth):
+            raise SigakError("Mask R-CNN learns from masks, and these objects have boxes alone")
+        return super().forward(images, truth)
+
+    def _padded(self, found: Any) -> Any:
+        masks = [F.pad(f["masks"][:, 0], (0,) * 5 + (_MOST - len(f["masks"]),)) for f in found]
+        return (*super()._padded(found), torch.stack(masks))
+
+    def decode(self, raw: Any, size: tuple[int, int], conf: float) -> list[Instances]:
+        """The boxes that score above `conf`, each with its `soft` mask."""
+        *boxed, masks = raw
+        chosen = [scores > conf for scores in boxed[1]]
+        found = super().decode(boxed, size, conf)
+        for one, tiles, kept in zip(found, masks, chosen, strict=True):
+            one.soft = Tiles(one.boxes, tiles[kept])
+        return found
+
+
+_LOSSES = {
+    "box": "loss_box_reg",
+    "cls": "loss_classifier",
+    "proposal_box": "loss_rpn_box_reg",
+    "obj": "loss_objectness",
+    "mask": "loss_mask",
+}
 
 
 def _pyramid(backbone: str, width: int, frozen: bool) -> nn.Module:
@@ -331,6 +422,22 @@ _FASTER_RCNN = _RCNN(
     parameters=(41_861_526, 41_808_406),
     note="batch norms learn, as torchvision has it for training from nothing",
 )
+_MASKS = partial(
+    _RCNN,
+    build=MaskRCNN,
+    task="instances",
+    weights=(
+        replace(
+            _weights("maskrcnn_resnet50_fpn_coco-bf2d0c1e", 37.9, _convert_rcnn),
+            score={"mAP": 37.9, "mask mAP": 34.6},
+        ),
+    ),
+    paper="https://arxiv.org/abs/1703.06870",
+)
+_MASK_RCNN = _MASKS(
+    parameters=(44_507_633, 44_454_513),
+    note="batch norms learn, as torchvision has it for training from nothing",
+)
 _SSDLITE320 = _ROW(
     build=SSD,
     input=Input((320, 320), "rgb", (0.5,) * 3, (0.5,) * 3, "squash", "bilinear"),
@@ -366,6 +473,13 @@ MODELS = {
     "fasterrcnn": _FASTER_RCNN,
     "fasterrcnn-r50-fpn-frozen": _RCNN(
         parameters=(41_808_406, 41_755_286),
+        args={"frozen": True},
+        note="batch norms stay as loaded: to train on from --pretrained in small batches",
+    ),
+    "maskrcnn-resnet50-fpn": _MASK_RCNN,
+    "maskrcnn": _MASK_RCNN,
+    "maskrcnn-resnet50-fpn-frozen": _MASKS(
+        parameters=(44_454_513, 44_401_393),
         args={"frozen": True},
         note="batch norms stay as loaded: to train on from --pretrained in small batches",
     ),

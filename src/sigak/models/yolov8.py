@@ -1,17 +1,19 @@
-"""YOLOv8 (Jocher et al. 2023): an anchor-free detector of one stage, in five sizes.
+"""YOLOv8 (Jocher et al. 2023): an anchor-free detector of one stage, in five sizes, alone and with
+masks.
 
 It has no paper; its parts do. Cross-stage partial blocks, Wang et al. 2019,
 https://arxiv.org/abs/1911.11929; a path aggregation neck, Liu et al. 2018,
 https://arxiv.org/abs/1803.01534; sides of boxes as distributions, "Generalized focal loss", Li et
 al. 2020, https://arxiv.org/abs/2006.04388; truth assigned by how well box and class agree, "TOOD",
 Feng et al. 2021, https://arxiv.org/abs/2108.07755; CIoU, Zheng et al. 2020,
-https://arxiv.org/abs/2005.03572.
+https://arxiv.org/abs/2005.03572; masks mixed from prototypes, "YOLACT", see `_prototypes`.
 
 What differs here: the expectation over the bins of a side is arithmetic and no convolution; its 16
 fixed numbers are kept as a parameter that never moves, as published counts have them.
 
 Input (B, 3, H, W) in [0, 1] with H and W multiples of 32. Raw output: three maps
-(B, 64 + classes, H/s, W/s), s = 8, 16, 32: 4 sides x 16 bins, then one logit per class.
+(B, 64 + classes, H/s, W/s), s = 8, 16, 32: 4 sides x 16 bins, then one logit per class. With masks
+32 coefficients follow, and behind the three maps the prototypes (B, 32, H/4, W/4).
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -28,17 +29,19 @@ from torch.nn import functional as F
 
 from sigak.layers.conv import SPPF, ConvNorm
 from sigak.layers.normalize import Normalize
+from sigak.models._assignment import Targets, assign
 from sigak.models._coco_names import COCO80
 from sigak.models._detector import Detector, candidates
 from sigak.models._entry import Entry, Input, Weights
+from sigak.models._prototypes import PROTOTYPES, Mixed, Prototypes, mask_loss
 from sigak.ops.boxes import aligned_iou
 from sigak.structures import Instances, SigakError
 
-__all__ = ["MODELS", "Bottleneck", "C2f", "Head", "Neck", "Targets", "YOLOv8", "assign"]
+__all__ = ["MODELS", "Bottleneck", "C2f", "Head", "Neck", "YOLOv8", "YOLOv8Masks"]
 
 STRIDES = (8, 16, 32)
 BINS = 16  # of the distribution of a side's length, in cells
-GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5, "mask": 7.5}
 
 
 # ------------------------------------------------------------------ the network
@@ -130,7 +133,7 @@ class YOLOv8(Detector):
     before.
     """
 
-    head = ("detect",)
+    head: tuple[str, ...] = ("detect",)
     fixed = ("bins",)
     nms_iou: ClassVar[float] = 0.7
     stride: ClassVar[int] = 32
@@ -168,12 +171,16 @@ class YOLOv8(Detector):
 
     def raw(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) in [0, 1] -> three maps (B, 64 + classes, H/s, W/s)."""
+        return tuple(self.detect(self.maps(images)))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What the neck makes of images: three maps of strides 8, 16 and 32."""
         x = self.stem(self.normalize(images))
         maps = []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        return tuple(self.detect(self.neck(*maps[1:])))
+        return self.neck(*maps[1:])  # type: ignore[no-any-return]
 
     def loss(
         self, raw: Any, truth: Sequence[Instances], size: tuple[int, int]
@@ -181,7 +188,12 @@ class YOLOv8(Detector):
         """Parts "box" (CIoU), "cls" (binary cross-entropy), "dfl" (distribution focal), each over
         the sum of the target scores, weighted by `GAINS`.
         """
-        logits, sides, places = _flatten(raw)
+        parts, _ = self._compare(raw, truth)
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
+
+    def _compare(self, maps: Any, truth: Sequence[Instances]) -> tuple[dict[str, Tensor], Targets]:
+        """The parts of the loss, and what every place learns."""
+        logits, sides, places = _flatten(maps)
         boxes = _boxes(sides, places)
         targets = assign(logits.detach().sigmoid(), boxes.detach(), places, *_padded(truth, logits))
         scale = targets.scores.sum().clamp(min=1)
@@ -196,7 +208,7 @@ class YOLOv8(Detector):
         dfl = (apart * weight).sum() / scale
 
         parts = {"box": box * GAINS["box"], "cls": cls * GAINS["cls"], "dfl": dfl * GAINS["dfl"]}
-        return {"loss": sum(parts.values(), logits.new_zeros(())), **parts}
+        return parts, targets
 
     def decode(self, raw: Any, size: tuple[int, int], conf: float) -> list[Instances]:
         """Boxes (xyxy on the canvas) of every place and class that scores above `conf`."""
@@ -207,6 +219,55 @@ class YOLOv8(Detector):
             kept = (scores.amax(-1) > conf).nonzero()[:, 0]  # few, so that few boxes are computed
             boxes = _boxes(bins[kept], places[kept])
             found += candidates(boxes[None], scores[None, kept], conf)
+        return found
+
+
+class YOLOv8Masks(YOLOv8):
+    """`YOLOv8` whose places also give 32 coefficients that mix a mask from prototypes."""
+
+    head = ("detect", "coefficients", "prototypes")
+
+    def __init__(self, *, width: float = 0.25, **how: Any) -> None:
+        super().__init__(width=width, **how)
+        channels = [branch[0].conv.in_channels for branch in self.detect.box]  # type: ignore[index,union-attr]
+        hidden = max(channels[0] // 4, PROTOTYPES)
+        self.coefficients = nn.ModuleList(_branch(c, hidden, PROTOTYPES) for c in channels)
+        self.prototypes = Prototypes(channels[0], math.ceil(256 * width / 8) * 8)
+
+    def raw(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) in [0, 1] -> three maps (B, 96 + classes, H/s, W/s), and prototypes (B, 32,
+        H/4, W/4).
+        """
+        maps = self.maps(images)
+        levels = zip(self.detect(maps), self.coefficients, maps)
+        found = [torch.cat([level, branch(x)], 1) for level, branch, x in levels]
+        return (*found, self.prototypes(maps[0]))
+
+    def loss(
+        self, raw: Any, truth: Sequence[Instances], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """As without masks, and "mask": binary cross-entropy within the boxes."""
+        *levels, prototypes = raw
+        truth = [t if t.crowd is None else t[~t.crowd] for t in truth]
+        parts, targets = self._compare([level[:, :-PROTOTYPES] for level in levels], truth)
+        weights = _rows([level[:, -PROTOTYPES:] for level in levels])
+        parts["mask"] = GAINS["mask"] * mask_loss(
+            weights, prototypes, targets.assigned, targets.owners, truth
+        )
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
+
+    def decode(self, raw: Any, size: tuple[int, int], conf: float) -> list[Instances]:
+        """As without masks, each with its `soft` mask."""
+        *levels, prototypes = [part.float() for part in raw]
+        logits, sides, places = _flatten([level[:, :-PROTOTYPES] for level in levels])
+        weights = _rows([level[:, -PROTOTYPES:] for level in levels])
+        found = []
+        for kinds, bins, mix, planes in zip(logits, sides, weights, prototypes):
+            scores = kinds.sigmoid()
+            place, label = (scores > conf).nonzero(as_tuple=True)
+            boxes = _boxes(bins[place], places[place])
+            soft = Mixed(mix[place], planes)
+            found.append(Instances(boxes, label, scores[place, label], soft=soft))
         return found
 
 
@@ -221,18 +282,22 @@ def _flatten(raw: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Maps -> class logits (B, M, K), bins of the sides (B, M, 4, 16), places (M, 3): centre x and
     y and the stride, in pixels.
     """
-    rows, places = [], []
+    places = []
     for level, stride in zip(raw, STRIDES):
         height, width = level.shape[2:]
-        rows.append(level.flatten(2).transpose(1, 2))
         y = (torch.arange(height, device=level.device) + 0.5) * stride
         x = (torch.arange(width, device=level.device) + 0.5) * stride
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         steps = torch.full_like(grid_x, stride)
         places.append(torch.stack([grid_x, grid_y, steps], -1).view(-1, 3))
-    flat = torch.cat(rows, 1)
+    flat = _rows(raw)
     sides, logits = flat[..., : 4 * BINS], flat[..., 4 * BINS :]
     return logits, sides.view(*sides.shape[:-1], 4, BINS), torch.cat(places)
+
+
+def _rows(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (B, C, H, W) -> (B, M, C), all places behind each other."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
 
 
 def _boxes(sides: Tensor, places: Tensor) -> Tensor:
@@ -263,9 +328,6 @@ def _focal(sides: Tensor, lengths: Tensor) -> Tensor:
     return -(below * (1 - share) + above * share).mean(-1)
 
 
-# ------------------------------------------------------------------ assignment
-
-
 def _padded(truth: Sequence[Instances], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Truth without crowds -> boxes (B, G, 4), labels (B, G) and which of them are real (B, G)."""
     kept = [t if t.crowd is None else t[~t.crowd] for t in truth]
@@ -276,54 +338,6 @@ def _padded(truth: Sequence[Instances], like: Tensor) -> tuple[Tensor, Tensor, T
     for i, t in enumerate(kept):
         boxes[i, : len(t)], labels[i, : len(t)], real[i, : len(t)] = t.boxes, t.labels, True
     return boxes, labels, real
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What every place should say: whether an object is assigned to it (B, M), that object's box
-    (B, M, 4) xyxy, and the score of each class (B, M, K).
-    """
-
-    assigned: Tensor
-    boxes: Tensor
-    scores: Tensor
-
-
-@torch.no_grad()
-def assign(
-    scores: Tensor, boxes: Tensor, places: Tensor, goals: Tensor, labels: Tensor, real: Tensor
-) -> Targets:
-    """Task-aligned assignment (Feng et al. 2021): scores (B, M, K) and boxes (B, M, 4) predicted at
-    places (M, 3); goals (B, G, 4), labels (B, G) and real (B, G) are the truth.
-
-    An object takes the 10 places within it whose score^0.5 x CIoU^6 is highest; a place that
-    several objects take goes to the one it overlaps most. The target score of an object's best
-    place is the highest overlap any of its places has; the others' is lower in proportion.
-    """
-    x, y = places[:, 0], places[:, 1]
-    left, top, right, bottom = goals[..., None].unbind(2)  # each (B, G, 1)
-    inside = (x > left) & (x < right) & (y > top) & (y < bottom) & real[..., None]  # (B, G, M)
-    if not inside.any():
-        nothing = torch.zeros_like(scores)
-        return Targets(nothing[..., 0].bool(), torch.zeros_like(boxes), nothing)
-    picture, goal, place = inside.nonzero(as_tuple=True)
-    overlap = aligned_iou(boxes[picture, place], goals[picture, goal], "ciou").clamp(min=0)
-    said = scores[picture, place, labels[picture, goal]]
-    overlaps, merits = scores.new_zeros(2, *inside.shape)
-    overlaps[picture, goal, place] = overlap
-    merits[picture, goal, place] = said**0.5 * overlap**6
-
-    best = merits.topk(min(10, len(places)), dim=-1).indices
-    taken = torch.zeros_like(inside).scatter_(-1, best, True) & inside
-    owner = overlaps.masked_fill(~taken, -1).argmax(1, keepdim=True)  # (B, 1, M)
-    taken &= torch.zeros_like(taken).scatter_(1, owner, True)
-
-    highest = (overlaps * taken).amax(-1, keepdim=True)  # (B, G, 1)
-    most = (merits * taken).amax(-1, keepdim=True)
-    strength = (merits * taken * highest / (most + 1e-9)).sum(1)  # (B, M), of its one owner
-    owner = owner[:, 0]
-    wanted = F.one_hot(labels.gather(1, owner), scores.shape[2]) * strength[..., None]
-    return Targets(taken.any(1), goals.gather(1, owner[..., None].expand(-1, -1, 4)), wanted)
 
 
 # ------------------------------------------------------------------ the table
@@ -345,6 +359,11 @@ _OFFICIAL = {
 _RENAMES = (
     (r"^detect\.cv2\.", "detect.box."),
     (r"^detect\.cv3\.", "detect.cls."),
+    (r"^detect\.cv4\.", "coefficients."),
+    (r"^detect\.proto\.cv1\.", "prototypes.first."),
+    (r"^detect\.proto\.upsample\.", "prototypes.up."),
+    (r"^detect\.proto\.cv2\.", "prototypes.second."),
+    (r"^detect\.proto\.cv3\.", "prototypes.last."),
     (r"\.m\.(\d+)\.cv1\.", r".blocks.\1.first."),
     (r"\.m\.(\d+)\.cv2\.", r".blocks.\1.second."),
     (r"^stages\.3\.2\.cv1\.", "stages.3.2.reduce."),
@@ -386,13 +405,18 @@ _RECIPE = {
 
 
 def _entry(
-    letter: str, scale: tuple[float, float, int], parameters: tuple[int, int], ap: float
+    letter: str,
+    scale: tuple[float, float, int],
+    parameters: tuple[int, int],
+    score: dict[str, float],
 ) -> Entry:
+    """A row of this family; letter: as published, such as "n" or "n-seg"."""
     depth, width, most = scale
+    masks = letter.endswith("-seg")
     release = "https://github.com/ultralytics/assets/releases/download/v8.3.0"
     return Entry(
-        build=YOLOv8,
-        task="detect",
+        build=YOLOv8Masks if masks else YOLOv8,
+        task="instances" if masks else "detect",
         input=Input((640, 640), fit="rect", resample="bilinear"),
         parameters=parameters,
         classes=80,
@@ -406,20 +430,45 @@ def _entry(
                 licence="AGPL-3.0",
                 trained_on="COCO 2017",
                 classes=80,
-                score={"AP": ap},
+                score=score,
                 convert=_from_official,
             ),
         ),
-        paper="https://arxiv.org/abs/2108.07755",
+        paper="https://arxiv.org/abs/1904.02689" if masks else "https://arxiv.org/abs/2108.07755",
         recipe=_RECIPE,
         names=COCO80,
     )
 
 
+_SCALES = {
+    "n": (0.33, 0.25, 1024),
+    "s": (0.33, 0.50, 1024),
+    "m": (0.67, 0.75, 768),
+    "l": (1.0, 1.0, 512),
+    "x": (1.0, 1.25, 512),
+}
+# letter: (parameters of Entry, AP), with masks (parameters, AP of boxes, AP of masks)
+_PLAIN = {
+    "n": ((3_167_792, 3_157_200), 37.3),
+    "s": ((11_186_592, 11_166_560), 44.9),
+    "m": ((25_935_760, 25_902_640), 50.2),
+    "l": ((43_737_984, 43_691_520), 52.9),
+    "x": ((68_287_728, 68_229_648), 53.9),
+}
+_SEG = {
+    "n": ((3_421_264, 3_409_968), 36.7, 30.5),
+    "s": ((11_842_048, 11_821_056), 44.6, 36.8),
+    "m": ((27_320_496, 27_285_968), 49.9, 40.8),
+    "l": ((46_046_048, 45_997_728), 52.3, 42.6),
+    "x": ((71_888_272, 71_827_888), 53.4, 43.4),
+}
 MODELS = {
-    "yolov8n": _entry("n", (0.33, 0.25, 1024), (3_167_792, 3_157_200), 37.3),
-    "yolov8s": _entry("s", (0.33, 0.50, 1024), (11_186_592, 11_166_560), 44.9),
-    "yolov8m": _entry("m", (0.67, 0.75, 768), (25_935_760, 25_902_640), 50.2),
-    "yolov8l": _entry("l", (1.0, 1.0, 512), (43_737_984, 43_691_520), 52.9),
-    "yolov8x": _entry("x", (1.0, 1.25, 512), (68_287_728, 68_229_648), 53.9),
+    **{
+        f"yolov8{size}": _entry(size, _SCALES[size], counts, {"AP": ap})
+        for size, (counts, ap) in _PLAIN.items()
+    },
+    **{
+        f"yolov8{size}-seg": _entry(f"{size}-seg", _SCALES[size], counts, {"AP": ap, "mask AP": m})
+        for size, (counts, ap, m) in _SEG.items()
+    },
 }

@@ -1,4 +1,4 @@
-"""Masks of objects: enlarged from a network's coarse logits, measured, cleaned, written as runs.
+"""Masks of objects: enlarged from a network's coarse logits, measured, cleaned.
 
 A coarse mask (h, w) covers a network's square canvas, of which a picture fills the upper left part.
 It is enlarged in two bilinear steps, to the canvas and from the picture's part of it to the file,
@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Enlargement", "Region", "clean", "packed", "run_lengths"]
+__all__ = ["Enlargement", "Region", "clean"]
 
 _ROWS, _COLUMNS = 128, 256  # of the result that are made at once: they stay in the cache
 _MARGIN = 2  # coarse pixels around what matters, so that what lies beyond cannot change it
@@ -174,7 +174,8 @@ def _without_small(
     if not holes and small[1:].all():
         small[1 + int(sizes[1:].argmax())] = False
     changed = plane | small[parts] if holes else plane & ~small[parts]
-    if holes and np.count_nonzero(changed) and (changed & ~np.pad(region.patch | True, pads)).any():
+    beside = ~np.pad(np.ones_like(region.patch), pads)
+    if (changed & beside).any():
         return _hull_of_whole(changed, counts, region.stability), True
     corner = (x1 - pads[1][0], y1 - pads[0][0])
     return _hull(changed, corner, region.stability), True
@@ -184,34 +185,3 @@ def _hull_of_whole(plane: np.ndarray, counts: list[np.ndarray], stability: float
     """A plane whose outer rows and columns stand for many, in full size."""
     whole = plane.repeat(counts[0].astype(int), 0).repeat(counts[1].astype(int), 1)
     return _hull(whole, (0, 0), stability)
-
-
-def run_lengths(region: Region, size: tuple[int, int]) -> list[int]:
-    """Lengths of runs down the columns of a picture of `size` (H, W), zeros first: COCO's code."""
-    height, width = region.patch.shape
-    framed = np.zeros((width + 1, height + 1), bool)  # a zero before and after every column
-    framed[:width, 1:] = region.patch.T
-    flat = framed.ravel()
-    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), height + 1)
-    ends = (region.corner[0] + column) * size[0] + region.corner[1] + row
-    through = np.zeros(len(ends) + 1, bool)  # from the foot of a column to the head of the next
-    through[1:-1] = ends[1:] == ends[:-1]
-    ends = ends[~(through[1:] | through[:-1])]
-    if not len(ends) or ends[-1] < size[0] * size[1]:
-        ends = np.append(ends, size[0] * size[1])
-    return [int(count) for count in np.diff(ends, prepend=0)]
-
-
-def packed(counts: list[int]) -> str:
-    """COCO's text of run lengths: from the fourth on as the difference to the one two before, in
-    digits of five bits, the lowest first, each with a bit that says whether more follow.
-    """
-    text = []
-    for place, count in enumerate(counts):
-        value = count - counts[place - 2] if place > 2 else count
-        more = True
-        while more:
-            digit, value = value & 31, value >> 5
-            more = value != (-1 if digit & 16 else 0)
-            text.append(chr(48 + digit + 32 * more))
-    return "".join(text)

@@ -45,9 +45,15 @@ _ROWS = 40  # classes shown before the rest is folded away
 _SERIES = {
     "loss": "train loss", "val_loss": "validation loss", "accuracy": "train accuracy",
     "val_accuracy": "validation accuracy", "val_top5": "validation top-5 accuracy",
+    "pixel_accuracy": "train pixel accuracy", "val_pixel_accuracy": "validation pixel accuracy",
+    "val_miou": "validation mean IoU", "val_dice": "validation Dice",
+    "val_boundary_f": "validation boundary F",
     "lr": "learning rate", "images_per_second": "images per second",
 }  # fmt: skip
-_PERCENT = {"accuracy", "val_accuracy", "val_top5"}
+_PERCENT = {
+    "accuracy", "val_accuracy", "val_top5", "pixel_accuracy", "val_pixel_accuracy", "val_miou",
+    "val_dice", "val_boundary_f",
+}  # fmt: skip
 
 
 def headline(run: Run) -> Markup:
@@ -67,6 +73,9 @@ def headline(run: Run) -> Markup:
         card(percent(found.get("top5")), f"{where} top-5 accuracy"),
         card(percent(found.get("map")), f"{where} AP", _between(found, "map")),
         card(percent(found.get("map50")), f"{where} AP at IoU .5", _between(found, "map50")),
+        card(percent(found.get("miou")), f"{where} mean IoU"),
+        card(percent(found.get("pixel_accuracy")), f"{where} pixel accuracy"),
+        card(percent(found.get("boundary_f")), f"{where} boundary F"),
         card(number(found.get("loss")), f"{where} loss"),
         card(number(found.get("kid")), f"{where} kernel distance", "KID, lower is nearer"),
         card(number(best), "best epoch", f"of {epochs}" if epochs else ""),
@@ -99,6 +108,13 @@ def learning(run: Run) -> Markup:
             Line("COCO's mean", history["val_map"], "main"),
         ]
         charts.append(curves("Average precision", epochs, lines, best, True))
+    if history.get("val_miou"):
+        pairs = (
+            ("pixel accuracy", "val_pixel_accuracy", "other"),
+            ("mean IoU", "val_miou", "main"),
+        )
+        lines = [Line(name, history[key], style) for name, key, style in pairs]
+        charts.append(curves("Validation", epochs, lines, best, True))
     if history.get("val_kid"):  # of adversaries the sum of the losses says nothing
         sides = [("discriminator", "other"), ("generator", "main")]
         lines = [Line(n, history[f"{n}_loss"], s) for n, s in sides if history.get(f"{n}_loss")]
@@ -216,14 +232,15 @@ def classes(run: Run) -> Markup:
         return Markup()
     # Classes without pictures come last: nothing is known of them.
     ordered = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"] or 0))
-    keys = ("precision", "recall", "f1", *(key for key in ("ap50", "ap") if key in rows[0]))
+    more = ("ap50", "ap", "boundary_f", "iou")
+    keys = ("precision", "recall", "f1", *(key for key in more if key in rows[0]))
     cells: list[list[object]] = [
         [row["name"], *(bar(row[key]) for key in keys), row["support"]] for row in ordered
     ]
     macro = found.get("macro")
-    means = ", ".join(f"{k} {percent(macro[k])}" for k in keys) if macro else ""
-    named = {"f1": "F1", "ap50": "AP at .5", "ap": "AP"}
-    things = "objects" if "ap" in rows[0] else "pictures"
+    means = ", ".join(f"{k} {percent(macro[k])}" for k in keys if k in macro) if macro else ""
+    named = {"f1": "F1", "ap50": "AP at .5", "ap": "AP", "boundary_f": "boundary F", "iou": "IoU"}
+    things = "objects" if "ap" in rows[0] else "pixels" if "iou" in rows[0] else "pictures"
     headers = ("class", *(named.get(key, key) for key in keys), things)
     return section(
         "classes",

@@ -25,6 +25,7 @@ TOLERANCE = 1e-4
 another order."""
 _SAME_SCORE = 0.01
 _SAME_BOX = 0.99  # intersection over union
+_SAME_PIXELS = 0.99  # share of a class map
 
 
 def drawn(preparation: image.Preparation, count: int) -> list[Sample]:
@@ -135,6 +136,10 @@ def _found_in(ours: Any, theirs: Any, floor: float) -> bool:
     return bool(like.any(1)[sure].all())
 
 
+def _same_map(task: Any, ours: Any, theirs: Any) -> bool:
+    return bool(np.mean(ours.class_map == theirs.class_map) > _SAME_PIXELS)
+
+
 def _same_picture(task: Any, ours: Any, theirs: Any) -> bool:
     return int(np.abs(ours.image.astype(int) - theirs.image.astype(int)).max()) <= 1
 
@@ -142,5 +147,7 @@ def _same_picture(task: Any, ours: Any, theirs: Any) -> bool:
 _SAME: dict[str, Callable[[Any, Any, Any], bool | None]] = {
     "classify": _same_class,
     "detect": _same_boxes,
+    "segment": _same_map,
+    "instances": _same_boxes,
     "generate": _same_picture,
 }

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sigak import models
 from sigak.models._detector import Detector
+from sigak.models._segmenter import Segmenter
 from sigak.runtime import onnx_engine, openvino_engine
 from sigak.runtime.onnx_engine import OnnxEngine
 from sigak.runtime.openvino_engine import OpenVINOEngine
@@ -44,7 +45,13 @@ SUFFIXES = {row.suffix: name for name, row in FORMATS.items()}
 
 
 class Elsewhere(nn.Module):
-    """Stands for a network whose layers are in a file for another engine."""
+    """Stands for a network whose layers are in a file for another engine; stride: what the sides of
+    its canvas are multiples of, 0 where they are fixed.
+    """
+
+    def __init__(self, stride: int = 0) -> None:
+        super().__init__()
+        self.stride = stride
 
     def forward(self, *_: Any) -> Any:
         raise SigakError(
@@ -59,9 +66,11 @@ def write(
     """Write `network` to `path` as a file of `kind`; returns all files that were written. half:
     weights take half the bytes.
     """
-    said = header | {"export": {"format": kind, "half": half, "buffers": _buffers(network)}}
+    stride = getattr(network, "stride", 0)
+    about = {"format": kind, "half": half, "buffers": _buffers(network), "stride": stride}
+    said = header | {"export": about}
     shape = models.input_shape(network, header["arguments"])
-    if isinstance(network, Detector):
+    if isinstance(network, Detector | Segmenter):
         shape = (shape[0], *header["preparation"]["size"])
     return FORMATS[kind].write(path, onnx_engine.convert(network, shape), said, half)
 
@@ -96,7 +105,7 @@ def _reader(header: dict[str, Any]) -> nn.Module:
     """The module whose decode reads the raw output."""
     buffers = header["export"]["buffers"]
     if buffers is None:
-        return Elsewhere()
+        return Elsewhere(header["export"].get("stride", 0))
     with torch.random.fork_rng([]):  # weights nobody will use are drawn
         network = models.entry(header["name"]).build(**header["arguments"])
     own: dict[str, Tensor] = network.state_dict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sigak.models._detector import Detector
+from sigak.models._segmenter import Segmenter
 from sigak.structures import Failure, SigakError
 
 __all__ = ["KEY", "OnnxEngine", "convert", "write"]
@@ -39,7 +42,7 @@ def _packages() -> tuple[Any, Any]:
 
 def convert(network: nn.Module, shape: tuple[int, ...]) -> bytes:
     """`network` as an ONNX model that takes any batch of inputs of `shape` (C, H, W), and any
-    canvas where it is a detector that does.
+    canvas where it is a detector or segmenter that does.
 
     Outputs are called "output", or "output0" and so on where raw output is a sequence.
     """
@@ -49,7 +52,7 @@ def convert(network: nn.Module, shape: tuple[int, ...]) -> bytes:
     network.eval()
     file = io.BytesIO()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _PoolsAsProducts():
             names = _output_names(network(images))
             with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
                 # What tracing might have fixed shows in the comparison of answers; and the exporter
@@ -74,6 +77,40 @@ def convert(network: nn.Module, shape: tuple[int, ...]) -> bytes:
     return file.getvalue()
 
 
+class _PoolsAsProducts(TorchFunctionMode):
+    """While active, adaptive average pooling is two matrix products where the output's sides do not
+    divide the input's, which ONNX does not know.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is not nn.functional.adaptive_avg_pool2d:
+            return function(*args, **(kwargs or {}))
+        return _pool(*args, **(kwargs or {}))
+
+
+def _pool(input: Tensor, output_size: Any) -> Tensor:
+    """`input` (..., H, W) averaged to `output_size`: (H, W) or one number; None keeps a side."""
+    height, width = (int(side) for side in input.shape[-2:])
+    sides = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
+    rows, columns = sides[0] or height, sides[1] or width
+    if height % rows == 0 and width % columns == 0:
+        return nn.functional.adaptive_avg_pool2d(input, (rows, columns))
+    return _shares(height, rows) @ input @ _shares(width, columns).T
+
+
+def _shares(cells: int, outputs: int) -> Tensor:
+    """(outputs, cells): what each cell gives to each output, by PyTorch's rule that output i covers
+    the cells from floor(i * cells / outputs) to ceil((i + 1) * cells / outputs).
+    """
+    shares = torch.zeros(outputs, cells)
+    for i in range(outputs):
+        first, last = i * cells // outputs, -(-(i + 1) * cells // outputs)
+        shares[i, first:last] = 1 / (last - first)
+    return shares
+
+
 def _first(error: Exception) -> str:
     """What went wrong, without the listing that follows."""
     return str(error).strip().split("\n")[0][:200]
@@ -81,9 +118,13 @@ def _first(error: Exception) -> str:
 
 def _axes(network: nn.Module, names: list[str]) -> dict[str, dict[int, str]]:
     """The axes that are not fixed."""
-    any_canvas = isinstance(network, Detector) and network.stride
+    any_canvas = isinstance(network, Detector | Segmenter) and network.stride
     canvas = {2: "height", 3: "width"} if any_canvas else {}
-    return {"images": {0: "batch", **canvas}, **{name: {0: "batch"} for name in names}}
+    answer = canvas if isinstance(network, Segmenter) else {}  # as large as the picture
+    return {
+        "images": {0: "batch", **canvas},
+        **{name: {0: "batch", **answer} for name in names},
+    }
 
 
 class _Flat(nn.Module):

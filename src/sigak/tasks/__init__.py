@@ -20,9 +20,9 @@ from sigak.augment.pipeline import Pipeline
 from sigak.recipe import Recipe
 from sigak.structures import Batch, Sample, SigakError
 
-__all__ = ["Metric", "Result", "Task", "create"]
+__all__ = ["Metric", "Result", "Task", "create", "needs"]
 
-TASKS = ("classify", "detect", "generate", "prompt")
+TASKS = ("classify", "detect", "instances", "segment", "generate", "prompt")
 
 
 class Result(Protocol):
@@ -57,6 +57,8 @@ class Task(ABC):
     )
     on_file: ClassVar[bool] = False  # answers lie in the file's frame and are drawn on the file
     agnostic: ClassVar[bool] = False  # answers what is asked about a picture, whatever its classes
+    tile: int = 0  # side of the windows that a picture is cut into as it is; 0: it is made to fit
+    palette: Sequence[tuple[int, int, int]] | None = None  # colours of the classes, of some sets
 
     def __init__(self, classes: Sequence[str], recipe: Recipe) -> None:
         self.classes = list(classes)
@@ -152,10 +154,28 @@ class Task(ABC):
         """
 
 
-def create(name: str, classes: Sequence[str], recipe: Recipe) -> Task:
-    """The task called `name`."""
+def create(
+    name: str,
+    classes: Sequence[str],
+    recipe: Recipe,
+    palette: Sequence[Sequence[int]] | None = None,
+) -> Task:
+    """The task called `name`; palette: the colours of the classes, where the data has some."""
+    if recipe.loss and name != "segment":
+        raise SigakError(f"--loss is for segmentation, this task is {name}; leave it out")
+    task = _class(name)(classes, recipe)
+    if palette:
+        task.palette = [(red, green, blue) for red, green, blue in palette]
+    return task
+
+
+def needs(name: str) -> tuple[str, ...]:
+    """The fields of `Sample` that the task called `name` must know."""
+    return _class(name).needs
+
+
+def _class(name: str) -> type[Task]:
     if name not in TASKS:
         raise SigakError(f"there is no task called {name!r}; the tasks are {', '.join(TASKS)}")
-    module = import_module(f"sigak.tasks.{name}")
-    task: Task = module.TASK(classes, recipe)
-    return task
+    found: type[Task] = import_module(f"sigak.tasks.{name}").TASK
+    return found

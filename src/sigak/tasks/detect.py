@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from sigak import draw, metrics
 from sigak.augment.pipeline import Pipeline
 from sigak.ops.boxes import clip, transform_boxes, xyxy_to_cxcywh, xyxy_to_xywh
 from sigak.ops.nms import nms
+from sigak.ops.outlines import codes, polygons_of
 from sigak.structures import Batch, Instances, Sample, SigakError
 from sigak.tasks import Task
 
@@ -34,7 +35,7 @@ __all__ = ["TASK", "Average", "Detect", "Detections", "coco_rows", "yolo_lines"]
 _MEASURED_FROM = 0.001  # scores below do not move the average precision
 _SHOWN_FROM = 0.25
 _MOST = 300  # boxes of a picture
-_FOLLOWED = ("map", "map50", "map75", "ar100")
+_FOLLOWED = ("map", "map50", "map75", "ar100", "mask_map", "mask_map50", "mask_map75")
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class Detections:
         )
 
     def asdict(self) -> dict[str, Any]:
-        """{source, size [H, W], objects: [{label, class_id, score, box [x1, y1, x2, y2]}]}, and an
-        object's id where it is tracked.
+        """{source, size [H, W], objects: [{label, class_id, score, box [x1, y1, x2, y2]}]}; where
+        they have masks also an object's polygons [[x, y, x, y, ...], ...], the borders of its parts
+        without holes, and an object's id where it is tracked.
         """
         rows = zip(
             self.instances.labels.tolist(), self.scores.tolist(), self.instances.boxes.tolist()
@@ -82,6 +84,9 @@ class Detections:
         if self.instances.ids is not None:
             for number, one in zip(self.instances.ids.tolist(), objects, strict=True):
                 one["id"] = number
+        if self.instances.masks is not None:
+            for parts, one in zip(polygons_of(self.instances.masks), objects, strict=True):
+                one["polygons"] = [part.ravel().tolist() for part in parts]
         return {"source": self.source, "size": list(self.size), "objects": objects}
 
     def to_supervision(self) -> supervision.Detections:
@@ -92,17 +97,17 @@ class Detections:
             raise SigakError(
                 "this needs the package supervision: pip install supervision"
             ) from error
-        labels = self.instances.labels.numpy()
+        labels, masks = self.instances.labels.numpy(), self.instances.masks
         return supervision.Detections(
             xyxy=self.instances.boxes.numpy().astype(np.float32).reshape(-1, 4),
             confidence=self.scores.numpy().astype(np.float32),
+            mask=None if masks is None else masks.planes().numpy(),
             class_id=labels,
             tracker_id=None if self.instances.ids is None else self.instances.ids.numpy(),
             data={"class_name": np.array([self.classes[k] for k in labels], dtype=str)},
         )
 
 
-@final
 class Detect(Task):
     """See the module. conf: scores at or below are left out; iou: overlap above which the lesser of
     two boxes of a class goes, 0 for the network's own; only: the classes that are shown, by index,
@@ -110,7 +115,7 @@ class Detect(Task):
     """
 
     name = "detect"
-    needs = ("objects",)
+    needs: ClassVar[tuple[str, ...]] = ("objects",)
     on_file = True
     conf = _MEASURED_FROM
     iou = 0.0
@@ -182,8 +187,10 @@ class Detect(Task):
         if found.scores is None:
             raise SigakError("a detector's decode must give scores")
         kept = found[nms(found.boxes, found.scores, found.labels, iou, _MOST)]
-        boxes = transform_boxes(kept.boxes.double(), torch.linalg.inv(matrix))
-        return replace(kept, boxes=clip(boxes, frame))
+        back = torch.linalg.inv(matrix)
+        boxes = clip(transform_boxes(kept.boxes.double(), back), frame)
+        masks = None if kept.soft is None else kept.soft.decided(boxes, back, frame)
+        return replace(kept, boxes=boxes, masks=masks, soft=None)
 
     def metric(self) -> Average:
         return Average(self.classes)
@@ -198,13 +205,16 @@ class Detect(Task):
         if result.instances.ids is not None:
             ids = result.instances.ids.tolist()
             captions = [f"#{number} {words}" for number, words in zip(ids, captions, strict=True)]
+        if result.instances.masks is not None:
+            image = draw.masks(image, result.instances.masks, labels)
         return draw.boxes(image, result.instances.boxes.numpy(), captions, labels)
 
     def save(
         self, results: Sequence[Detections], folder: Path, forms: Sequence[str] = ()
     ) -> list[Path]:
         """predictions.json, as --json prints it; form "txt": labels/NAME.txt, one a picture, as
-        YOLO writes them with the score behind; form "coco": coco.json, a COCO result file.
+        YOLO writes them with the score behind; form "coco": coco.json, a COCO result file, masks as
+        run-length codes.
         """
         folder.mkdir(parents=True, exist_ok=True)
         texts = {"predictions.json": _json([r.asdict() for r in results])}
@@ -224,8 +234,12 @@ def _json(value: Any) -> str:
 
 
 def yolo_lines(result: Detections) -> str:
-    """The boxes as lines of "class x y width height score", shares of the picture's sides."""
+    """The boxes as lines of "class x y width height score", shares of the picture's sides; with
+    masks "class x1 y1 x2 y2 ... score", the largest part of each.
+    """
     height, width = result.size
+    if result.instances.masks is not None:
+        return _yolo_outlines(result)
     centres = xyxy_to_cxcywh(result.instances.boxes.double())
     shares = centres / torch.tensor([width, height, width, height], dtype=torch.float64)
     rows = zip(result.instances.labels.tolist(), shares.tolist(), result.scores.tolist())
@@ -234,21 +248,45 @@ def yolo_lines(result: Detections) -> str:
     )
 
 
+def _yolo_outlines(result: Detections) -> str:
+    height, width = result.size
+    lines = []
+    labels, scores = result.instances.labels.tolist(), result.scores.tolist()
+    found = polygons_of(result.instances.masks) if result.instances.masks is not None else []
+    for k, score, parts in zip(labels, scores, found, strict=True):
+        solid = [part for part in parts if len(part) >= 3]
+        if solid:
+            shares = max(solid, key=_surface) / [width, height]
+            lines.append(f"{k} {' '.join(f'{v:.6f}' for v in shares.ravel())} {score:.6f}\n")
+    return "".join(lines)
+
+
+def _surface(polygon: np.ndarray) -> float:
+    """Square pixels within a polygon (K, 2) that does not cross itself."""
+    x, y = polygon.T
+    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
 def coco_rows(results: Sequence[Detections]) -> list[dict[str, Any]]:
-    """The boxes as COCO's result files have them; image_id is the picture's file name without its
-    ending, as a number where it is one, and category_id counts from 0 in the checkpoint's order.
+    """The boxes, and masks, as COCO's result files have them; image_id is the picture's file name
+    without its ending, as a number where it is one, and category_id counts from 0 in the
+    checkpoint's order.
     """
     rows = []
     for result in results:
         stem = Path(result.source).stem
         image_id = int(stem) if stem.isdecimal() else stem
         boxes = xyxy_to_xywh(result.instances.boxes.double()).tolist()
-        rows += [
+        found = [
             {"image_id": image_id, "category_id": k, "bbox": box, "score": score}
             for k, box, score in zip(
                 result.instances.labels.tolist(), boxes, result.scores.tolist(), strict=True
             )
         ]
+        if result.instances.masks is not None:
+            for code, row in zip(codes(result.instances.masks), found, strict=True):
+                row["segmentation"] = code
+        rows += found
     return rows
 
 
@@ -281,7 +319,7 @@ class Average:
     def compute(self, detail: bool = True) -> dict[str, Any]:
         """See `metrics.Detection.compute`."""
         found: dict[str, Any] = self.measure.compute(detail)
-        return found if detail else {name: found[name] for name in _FOLLOWED}
+        return found if detail else {name: found[name] for name in _FOLLOWED if name in found}
 
 
 TASK = Detect

@@ -22,7 +22,8 @@ from sigak import draw
 from sigak.asking import Prompts
 from sigak.augment.pipeline import Pipeline
 from sigak.io import image as images
-from sigak.ops.regions import Enlargement, Region, packed, run_lengths
+from sigak.ops.outlines import code_of, run_lengths
+from sigak.ops.regions import Enlargement, Region
 from sigak.structures import Batch, Instances, Sample, SigakError
 from sigak.tasks import Task
 from sigak.tasks._everything import Found, everything, precise
@@ -93,9 +94,8 @@ class Segments:
     def _record(self, one: Segment) -> dict[str, Any]:
         x1, y1, x2, y2 = one.region.box
         wide, high = max(0, x2 - x1 - 1), max(0, y2 - y1 - 1)
-        counts = packed(run_lengths(one.region, self.size))
         record: dict[str, Any] = {
-            "segmentation": {"size": list(self.size), "counts": counts},
+            "segmentation": _code(one.region, self.size),
             "area": one.region.area,
             "bbox": [float(v) for v in (x1, y1, wide, high)],
             "predicted_iou": one.quality,
@@ -227,17 +227,22 @@ def coco_rows(results: Sequence[Segments]) -> list[dict[str, Any]]:
         stem = Path(result.source).stem
         for one in result.segments:
             x1, y1, x2, y2 = one.region.box
-            counts = packed(run_lengths(one.region, result.size))
             rows.append(
                 {
                     "image_id": int(stem) if stem.isdecimal() else stem,
                     "category_id": 1,
-                    "segmentation": {"size": list(result.size), "counts": counts},
+                    "segmentation": _code(one.region, result.size),
                     "bbox": [float(v) for v in (x1, y1, x2 - x1, y2 - y1)],
                     "score": one.quality,
                 }
             )
     return rows
+
+
+def _code(region: Region, size: tuple[int, int]) -> dict[str, Any]:
+    """The mask as COCO's run lengths, packed in text."""
+    code = code_of(run_lengths(region.patch, *region.corner, size))
+    return {"size": list(size), "counts": code["counts"].decode()}
 
 
 def _cut_out(result: Segments, folder: Path) -> list[Path]:

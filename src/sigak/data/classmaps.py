@@ -1,0 +1,116 @@
+"""Class maps: the class of every pixel of a picture, read when they are needed.
+
+A map comes from a file of its own (gray values, places in a palette, or colours stand for classes)
+or is painted from the outlines of objects. Either way it becomes (H, W) uint8 class indices of the
+upright picture, with IGNORE (255) where the class is not known.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sigak.data.objects import Objects
+from sigak.io import index_map
+from sigak.ops.outlines import masks_of
+from sigak.structures import IGNORE, UNKNOWN, SigakError
+
+__all__ = ["BACKGROUND", "MOST", "ClassMap", "lookup", "paint"]
+
+BACKGROUND = "background"  # the class of what no object covers
+MOST = IGNORE  # classes that fit into a byte beside IGNORE
+
+
+def lookup(known: Mapping[int, int]) -> np.ndarray:
+    """(256,) int16: the class of each value of a file, from {value: class}; 255 is IGNORE where
+    nothing else is said, and UNKNOWN marks values that must not occur.
+    """
+    table = np.full(256, UNKNOWN, np.int16)
+    table[IGNORE] = IGNORE
+    for value, label in known.items():
+        table[value] = label
+    return table
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Where the classes of a picture's pixels are found.
+
+    source: a file, or the objects whose outlines are painted: value 0 is what none covers, label +
+    1 an object's; table (256,) int16: the class of each value, see `lookup`; size: the (H, W) of
+    the upright picture; colors: the value of each colour (red, green, blue), for files in colour.
+    """
+
+    source: str | Objects
+    table: np.ndarray
+    size: tuple[int, int] | None = None
+    colors: Mapping[tuple[int, int, int], int] | None = None
+
+    def read(self) -> np.ndarray:
+        """(H, W) uint8 class indices. Raises SigakError for a map of another size than its
+        picture's, and for a value that is no class.
+        """
+        if isinstance(self.source, Objects):
+            if self.size is None:
+                raise SigakError("the size of a picture must be known where its map is painted")
+            values = paint(self.source, self.size)
+        else:
+            values = index_map.read(self.source, self.colors)
+        if self.size is not None and values.shape != tuple(self.size):
+            raise SigakError(
+                f"{self.source} is {values.shape[0]} x {values.shape[1]} (height x width), its "
+                f"picture {self.size[0]} x {self.size[1]}; a class map must have the picture's size"
+            )
+        classes = self.table[values]
+        if classes.min(initial=0) < 0:
+            strange = np.unique(values[classes < 0])
+            known = np.flatnonzero((self.table >= 0) & (self.table != IGNORE)).tolist()
+            raise SigakError(
+                f"{self.source} holds the value {strange[0]}, which is no class; expected "
+                f"{_shown(known)}, or {IGNORE} for pixels that do not count"
+            )
+        return np.asarray(classes.astype(np.uint8))
+
+    def relabelled(self, table: np.ndarray) -> ClassMap:
+        """The same map with its classes looked up in `table` (K,)."""
+        known = (self.table >= 0) & (self.table != IGNORE)
+        changed = self.table.copy()
+        changed[known] = table[self.table[known]]
+        return replace(self, table=changed)
+
+    def fingerprint(self) -> bytes:
+        """Bytes that change when the map does: of a file its size, of objects their numbers."""
+        if isinstance(self.source, Objects):
+            return self.source.boxes.tobytes() + self.source.labels.tobytes()
+        return f"{os.path.getsize(self.source)}".encode()
+
+
+def _shown(values: list[int]) -> str:
+    """ "0 to 20" where they follow on each other, else the first few."""
+    if values == list(range(len(values))):
+        return f"0 to {len(values) - 1}"
+    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+
+
+def paint(objects: Objects, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8: label + 1 where an object is, 0 elsewhere.
+
+    Small objects lie on top of large ones, and groups (crowds) below all others. Of an object
+    without an outline only the box is known: its pixels are IGNORE where nothing else is.
+    """
+    canvas = np.zeros(size, np.uint8)
+    outlines = objects.outlines or [[] for _ in range(len(objects))]
+    crowd = np.zeros(len(objects), bool) if objects.crowd is None else objects.crowd
+    for outline, box in zip(outlines, objects.boxes, strict=True):
+        if not outline:
+            x1, y1, x2, y2 = np.clip(np.rint(box), 0, max(size)).astype(int).tolist()
+            canvas[y1:y2, x1:x2] = IGNORE
+    masks = masks_of(outlines, size)
+    order = np.lexsort((-masks.areas().numpy(), ~crowd.astype(bool)))
+    windows = masks.windows()
+    for place in order.tolist():
+        canvas[windows[place]][masks.patches[place]] = objects.labels[place] + 1
+    return canvas
