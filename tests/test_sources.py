@@ -154,6 +154,13 @@ def test_the_command_line_streams(desk, digits_run, sigak_cli):
     assert [line.split(":")[0][-7:] for line in said.splitlines()] == ["b.mp4#0", "b.mp4#3"]
 
 
+def test_drawing_needs_no_folder(desk, digits_run, sigak_cli):
+    done = sigak_cli("predict", digits_run.folder, "mixed/a.png", "--draw")
+    assert done.code == 0, done.err
+    assert Path("predictions/0001-a.png").exists()
+    assert "answers and pictures are in predictions" in done.err
+
+
 def test_pictures_are_one_document_as_ever(desk, digits_run, sigak_cli):
     done = sigak_cli("predict", digits_run.folder, "mixed/a.png", "mixed/deep", "--json")
     assert len(json.loads(done.out)) == 2

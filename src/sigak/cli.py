@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from sigak.asking import Prompts
 from sigak.errors import Failure, SigakError
 from sigak.recipe import Options, Recipe
 
@@ -178,8 +179,11 @@ class Predict:
         "segmentation: cut the picture as it is into overlapping windows of this side, instead of "
         "fitting it to the network's input",
     )
-    txt: bool = _flag(False, "with --save: also labels/NAME.txt as YOLO writes them")
-    coco: bool = _flag(False, "with --save: also coco.json, a COCO result file")
+    draw: bool = _flag(
+        False, "draw the answers; where no --save says where to, into the folder predictions"
+    )
+    txt: bool = _flag(False, "as --draw, and labels/NAME.txt as YOLO writes them")
+    coco: bool = _flag(False, "as --draw, and coco.json, a COCO result file")
     samples: int = _flag(0, "make so many pictures instead, with a checkpoint such as a dcgan's")
     seed: int = _flag(0, "seed of the pictures that --samples makes")
     json: bool = _flag(False, "print JSON")
@@ -338,7 +342,7 @@ VERBS: dict[str, tuple[type, ...]] = {
     "find-lr": (FindLr, Recipe),
     "sweep": (Sweep, Recipe, Options),
     "evaluate": (Evaluate,),
-    "predict": (Predict,),
+    "predict": (Predict, Prompts),
     "explain": (Explain,),
     "export": (Export,),
     "models": (Models,),
@@ -429,7 +433,7 @@ def _parser() -> Parser:
         doc = (kinds[0].__doc__ or "").strip()
         parser = verbs.add_parser(name, help=doc, description=doc, allow_abbrev=False)
         for kind in kinds:
-            _add(parser, kind, sparse=Recipe in kinds)
+            _add(parser, kind, sparse=Recipe in kinds or kind is Prompts)
         if Recipe in kinds:
             parser.add_argument("--json", action="store_true", help="print JSON")
         if name == "image":

@@ -6,10 +6,15 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as reference
 import pytest
+import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
 from sigak.data import coco
+from sigak.data.objects import to_instances
+from sigak.ops.outlines import codes
 from sigak.structures import SigakError
 
 CATEGORIES = [{"id": 18, "name": "dog", "supercategory": "animal"}, {"id": 3, "name": "car"}]
@@ -183,3 +188,64 @@ def test_the_real_sets():
     truth, _ = coco.parse(root / "coco-eval/instances_val2014_100.json", pictures=False)
     assert sum(len(r.objects) for r in truth.splits["train"].records) == 839
     assert np.isfinite(truth.splits["train"].records[0].objects.boxes).all()
+
+
+# ------------------------------------------------------------------ outlines
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ({"size": [10, 40], "counts": [0, 400]}, "of 10 x 40 pixels, its picture of 20 x 40"),
+        ({"size": [20, 40], "counts": [0, 5, 700]}, "cannot be read: its runs make 705"),
+        ({"size": [20, 40], "counts": "abcdef"}, "a run-length code cannot be read"),
+        ({"counts": [800]}, "a run-length code cannot be read"),
+    ],
+)
+def test_run_lengths_that_do_not_fit_are_left_out(tmp_path, code, reason):
+    path = write(tmp_path, entry(1), entry(2, bbox=[1, 2, 3, 4], segmentation=code))
+    data = coco.read(path)
+    assert [bool(outline) for outline in only(data).objects.outlines] == [True, False]
+    first, second = data.problems
+    assert re.search(reason, first.reason)
+    assert first.action == "outline left out"
+    assert second.reason.startswith("1 of 2 objects have no outline")
+    with pytest.raises(SigakError, match=re.escape(reason)):
+        coco.read(path, strict=True)
+
+
+def test_outlines_are_filled_as_pycocotools_fills_them(tmp_path):
+    crossed = [2.0, 2, 30, 18, 30, 3, 2, 15]
+    two = [[1.0, 1, 8, 1, 4, 9], [20.5, 5.2, 35.1, 6, 33, 18.7, 19, 17]]
+    path = write(
+        tmp_path,
+        entry(1),
+        entry(2, bbox=[2, 2, 28, 16], segmentation=[crossed]),
+        entry(3, bbox=[1, 1, 35, 18], segmentation=two),
+        entry(4, bbox=[0, 0, 9, 9], segmentation=[[], [1, 2, 3, 4]]),  # no polygon at all
+        entry(5, bbox=[3, 3, 9, 9], segmentation=[[5, 5, 5, 5, 5, 5]]),  # without area
+    )
+    body = json.loads(path.read_text(encoding="utf-8"))
+    found = to_instances(only(coco.read(path)).objects, None, (20, 40), masks=True)
+    for place, row in enumerate(body["annotations"][:3]):
+        parts = reference.frPyObjects(row["segmentation"], 20, 40)
+        assert found.masks.areas()[place] == reference.area(reference.merge(parts))
+    assert found.crowd.tolist() == [False, False, False, True, False]
+    assert found.masks.areas().tolist()[3:] == [81, 0]
+
+
+@pytest.mark.data
+def test_the_masks_of_coco_are_those_of_pycocotools():
+    file = Path(os.environ["SIGAK_DATA"]) / "coco-mini" / "instances.json"
+    data, _ = coco.parse(file)
+    table = COCO(str(file))
+    wrong = compared = 0
+    for record in next(iter(data.splits.values())).records:
+        found = to_instances(record.objects, None, record.size, masks=True)
+        for place, number in enumerate(record.objects.marks["id"].tolist()):
+            theirs = table.annToRLE(table.anns[number])
+            mine = codes(found.masks[torch.tensor([place])])[0]
+            wrong += mine["counts"] != theirs["counts"]
+            compared += 1
+    assert compared > 100
+    assert wrong == 0

@@ -5,27 +5,29 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
+import pycocotools.mask as reference
 import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sigak.metrics import Detection, _details
+from sigak.metrics import Detection, _details, evaluate_files
 from sigak.metrics._matching import match
 from sigak.metrics.detection import report
-from sigak.structures import Instances, SigakError
+from sigak.structures import Instances, Masks, SigakError
 
 TWELVE = ("map", "map50", "map75", "map_small", "map_medium", "map_large", "ar1", "ar10", "ar100",
           "ar_small", "ar_medium", "ar_large")  # fmt: skip
 
 
-def pycocotools_of(known: dict, found: list) -> COCOeval:
+def pycocotools_of(known: dict, found: list, kind: str = "bbox") -> COCOeval:
     table = COCO()
     table.dataset = copy.deepcopy(known)
     table.createIndex()
-    result = COCOeval(table, table.loadRes(copy.deepcopy(found)), "bbox")
+    result = COCOeval(table, table.loadRes(copy.deepcopy(found)), kind)
     result.evaluate()
     result.accumulate()
     result.summarize()
@@ -253,3 +255,101 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(SigakError, match="same classes in the same order"):
         metric.merge(Detection(["dog", "cat"]))
     assert metric.compute(detail=False)["count"] == 0
+
+
+# ------------------------------------------------------------------ masks
+
+
+def made_up_masks(pictures: int, seed: int = 0, size: tuple[int, int] = (60, 80)):
+    """(objects, detections) of each picture as `Instances` with ragged masks, crowds, areas that
+    are not the mask's, wrong classes, and scores with many ties.
+    """
+    rng = np.random.default_rng(seed)
+
+    def blob() -> np.ndarray:
+        plane = np.zeros(size, bool)
+        (y, x), (h, w) = rng.integers(0, (size[0] - 4, size[1] - 4)), rng.integers(3, 50, 2)
+        plane[y : y + h, x : x + w] = True
+        return plane & (rng.random(size) > rng.uniform(0, 0.3))
+
+    def told(planes: list, labels: list, **more) -> Instances:
+        masks = Masks.of(np.stack(planes) if planes else np.zeros((0, *size), bool))
+        corners = torch.from_numpy(masks.corners).double()
+        sides = torch.tensor([p.shape[::-1] for p in masks.patches]).reshape(-1, 2)
+        boxes = torch.cat([corners, corners + sides], dim=1)
+        return Instances(boxes, torch.tensor(labels, dtype=torch.int64), masks=masks, **more)
+
+    rows = []
+    for _ in range(pictures):
+        count = int(rng.integers(0, 7))
+        planes, labels = [blob() for _ in range(count)], rng.integers(0, 3, count).tolist()
+        areas = [plane.sum() * rng.uniform(0.8, 20) for plane in planes]
+        found = [
+            (np.roll(plane, rng.integers(-4, 5), 1) & (rng.random(size) > 0.1), label)
+            for plane, label in zip(planes, labels)
+            for _ in range(rng.integers(0, 3))
+        ] + [(blob(), int(rng.integers(0, 3))) for _ in range(rng.integers(0, 4))]
+        scores = torch.from_numpy(rng.random(len(found)).round(1))
+        crowd = torch.from_numpy(rng.random(count) < 0.15)
+        truth = told(planes, labels, crowd=crowd, areas=torch.tensor(areas).double())
+        rows.append((truth, told([p for p, _ in found], [k for _, k in found], scores=scores)))
+    return rows
+
+
+def as_coco(rows: list) -> tuple[dict, list]:
+    known: dict = {"images": [], "annotations": [], "categories": []}
+    known["categories"] = [{"id": k, "name": name} for k, name in enumerate("abc", 1)]
+    found: list = []
+    for picture, (truth, detections) in enumerate(rows, 1):
+        known["images"].append({"id": picture, "height": 60, "width": 80})
+        for target, one in ((known["annotations"], truth), (found, detections)):
+            for i, plane in enumerate(one.masks.planes().numpy()):
+                code = reference.encode(np.asfortranarray(plane.astype(np.uint8)))
+                code["counts"] = code["counts"].decode()
+                row = {"image_id": picture, "category_id": int(one.labels[i]) + 1}
+                row |= {"segmentation": code}
+                if one is truth:
+                    row |= {"id": len(target) + 1, "iscrowd": int(one.crowd[i])}
+                    row |= {"area": float(one.areas[i]), "bbox": reference.toBbox(code).tolist()}
+                else:
+                    row |= {"score": float(one.scores[i])}
+                target.append(row)
+    return known, found
+
+
+def test_numbers_of_masks_are_those_of_pycocotools(tmp_path) -> None:
+    rows = made_up_masks(60)
+    known, found = as_coco(rows)
+    theirs = pycocotools_of(known, found, "segm")
+    metric = Detection(["a", "b", "c"])
+    for i, (truth, detections) in enumerate(rows):
+        metric.add(detections, truth, f"{i:03}")
+    figures = metric.compute(detail=False)
+    ours = [figures[f"mask_{name}"] for name in TWELVE]
+    assert ours == pytest.approx(list(theirs.stats), abs=1e-6)
+    assert ours[1] > 0.1
+    precision = theirs.eval["precision"][..., 0, 2]
+    for label, row in enumerate(figures["per_class"]):
+        assert row["mask_ap"] == pytest.approx(precision[:, :, label].mean(), abs=1e-6)
+    for name, content in (("truth.json", known), ("found.json", found)):
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    of_files = evaluate_files(tmp_path / "truth.json", tmp_path / "found.json")
+    assert {name: of_files[name] for name in of_files if name.startswith("mask_")} == {
+        name: pytest.approx(figures[name]) for name in figures if name.startswith("mask_")
+    }
+    assert of_files["per_class"][0]["mask_ap"] == pytest.approx(figures["per_class"][0]["mask_ap"])
+    assert of_files["map50"] > 0.1  # boxes, which are those of the masks
+
+
+def test_masks_are_measured_where_all_pictures_have_them() -> None:
+    rows = made_up_masks(4)
+    metric, other = Detection(["a", "b", "c"]), Detection(["a", "b", "c"])
+    for i, (truth, detections) in enumerate(rows):
+        (metric if i % 2 else other).add(detections, truth, f"{i:03}")
+    metric.merge(other)
+    assert "mask_map" in metric.compute(detail=False)
+    metric.add(replace(rows[0][1], masks=None), rows[0][0], "last")
+    figures = metric.compute(detail=False)
+    assert "map" in figures
+    assert "mask_map" not in figures
+    assert "mask_ap" not in figures["per_class"][0]

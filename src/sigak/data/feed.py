@@ -53,6 +53,8 @@ class Pictures:
         """
         self.split = split
         self.masks = masks
+        if masks:
+            _refuse_boxes_alone(split)
         self.preparation = preparation
         self.collate = collate
         self.reduced = reduced
@@ -185,6 +187,17 @@ class Pictures:
             if not self.reduced:  # to be measured by what the file says
                 sample.truth_map = record.class_map.read
         return sample
+
+
+def _refuse_boxes_alone(split: Split) -> None:
+    """SigakError where there are objects, and not one of them has an outline."""
+    known = [r.objects for r in split.records if r.objects is not None and len(r.objects)]
+    if known and not any(any(objects.outlines or ()) for objects in known):
+        raise SigakError(
+            f"{split.name}: expected objects with outlines, received {sum(map(len, known)):,} "
+            "boxes alone; give polygons (COCO, YOLO) or `scenes`, or take a network that learns "
+            "from boxes"
+        )
 
 
 def _moved(class_map: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

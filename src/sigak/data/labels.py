@@ -17,6 +17,7 @@ import numpy as np
 from sigak.data.headers import Header, measure
 from sigak.data.objects import Objects, Outline
 from sigak.data.records import Dataset, Problem, Record, Split
+from sigak.ops.outlines import code_of
 from sigak.structures import SigakError
 
 __all__ = [
@@ -185,6 +186,9 @@ def finish(
             _settle_frame(draft, number, header, spans[number], findings)
     sizes = np.array([header.size for header in headers], np.float64).reshape(-1, 2)
     objects, kept = _mend(draft, whole, sizes, classes, findings)
+    _check_outlines(
+        objects, sizes[draft.owner[kept]], lambda i: draft.where(int(kept[i])), findings
+    )
     edges = np.searchsorted(draft.owner[kept], np.arange(len(headers) + 1)).tolist()
     records = [
         Record(path, objects=_part(objects, slice(a, b)), size=header.size)
@@ -315,6 +319,33 @@ def _mend(
     change(beyond, clipped, "reaches out of the picture", "clipped")
     kept = np.flatnonzero(alive)
     return replace(draft.objects, boxes=boxes).subset(kept), kept
+
+
+def _check_outlines(
+    objects: Objects, sizes: np.ndarray, where: Callable[[int], str], findings: Findings
+) -> None:
+    """Leave out, in place, run-length outlines that are damaged or of another size than their
+    picture's (M, 2), and tell how many objects lack what others have.
+    """
+    outlines = objects.outlines or []
+    for i, outline in enumerate(outlines):
+        if isinstance(outline, dict):
+            try:
+                height, width = code_of(outline)["size"]
+                reason = f"its run-length outline is of {height} x {width} pixels, its picture of "
+                reason += f"{sizes[i, 0]:.0f} x {sizes[i, 1]:.0f}"
+                if (height, width) == tuple(sizes[i]):
+                    continue
+            except SigakError as error:
+                reason = str(error)
+            findings.add(where(i), reason, "outline left out")
+            outlines[i] = []
+    bare = [i for i, outline in enumerate(outlines) if not outline]
+    if bare and len(bare) < len(outlines):
+        reason = (
+            f"{len(bare)} of {len(outlines)} objects have no outline, the first {where(bare[0])}"
+        )
+        findings.note(findings.path, reason, "kept with their boxes alone")
 
 
 def _empty(boxes: np.ndarray) -> np.ndarray:

@@ -26,9 +26,10 @@ def evaluate_files(
     of {"image_id", "category_id", "bbox": [left, top, width, height], "score"}.
 
     Every picture of `truth` counts, also one without detections; classes are in the order of their
-    ids. With kind "masks", of detections with a "segmentation" instead: count, COCO's twelve
-    numbers and per_class. Raises SigakError where a file cannot be read or names what the other
-    does not have.
+    ids. Where all rows of both files have a "segmentation" the masks are measured too, and a
+    detection may lack its box, which is then that of its mask. With kind "masks" they are measured
+    alone: count, COCO's twelve numbers and per_class. Raises SigakError where a file cannot be read
+    or names what the other does not have.
     """
     if kind not in ("boxes", "masks"):
         raise SigakError(f"kind must be boxes or masks, received {kind!r}")
@@ -41,23 +42,36 @@ def evaluate_files(
     names = _ids(known, "categories", truth)
     classes = [str(names[key].get("name", key)) for key in sorted(names)]
     shape = "bbox" if kind == "boxes" else "segmentation"
+    outlined = bool(found) and all(
+        isinstance(row, dict) and row.get("segmentation") for row in found
+    )
+    if outlined and kind == "boxes":
+        found = _boxed(known, found)
     _check(known.get("annotations"), pictures, names, (shape,), truth)
     _check(found, pictures, names, (shape, "score"), detections)
     if kind == "masks":
         return _masks(known, found, classes)
+    outlined &= all(row.get("segmentation") for row in known["annotations"])
     columns = _columns(known["annotations"], pictures, sorted(names))
     areas = columns["boxes"][:, 2:].prod(1)
     own = [row.get("area") for row in known["annotations"]]
     areas = np.array([area if a is None else a for a, area in zip(own, areas)], np.float64)
     crowd = np.array([bool(row.get("iscrowd")) for row in known["annotations"]], bool)
     scores = np.array([row["score"] for row in found], np.float64)
-    return report(
+    result = report(
         Truth(**_sorted(columns | {"crowd": crowd, "areas": areas})),
         Found(**_sorted(_columns(found, pictures, sorted(names)) | {"scores": scores})),
         len(pictures),
         classes,
         detail=True,
     )
+    if outlined:
+        masks = _masks(known, found, classes)
+        for row, more in zip(result["per_class"], masks.pop("per_class"), strict=True):
+            row |= {"mask_ap": more["ap"], "mask_ap50": more["ap50"]}
+        del masks["count"]
+        result |= {f"mask_{name}": value for name, value in masks.items()}
+    return result
 
 
 def _read(path: str | Path) -> Any:
@@ -127,12 +141,29 @@ def _sorted(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: values[order] for name, values in columns.items()}
 
 
+def _boxed(known: dict[str, Any], found: _Rows) -> _Rows:
+    """The detections, those without a box with that of their mask."""
+    if all("bbox" in row for row in found):
+        return found
+    try:
+        whole = hotcoco.COCO(known).load_res([_bare(row) for row in found]).dataset["annotations"]
+    except (ValueError, RuntimeError, TypeError, KeyError) as wrong:
+        raise SigakError(f"expected polygons or COCO's run-length codes: {wrong}") from wrong
+    return [{"bbox": box["bbox"]} | row for row, box in zip(found, whole, strict=True)]
+
+
+def _bare(row: dict[str, Any]) -> dict[str, Any]:
+    """Without the box, so that a detection's area is that of its mask."""
+    return {name: value for name, value in row.items() if name != "bbox"}
+
+
 def _masks(known: dict[str, Any], found: _Rows, classes: list[str]) -> dict[str, Any]:
     table = hotcoco.COCO(known)
     try:
-        compared = _coco.compared(table, table.load_res(found), "segm")
+        rows = [_bare(row) for row in found]
+        compared = _coco.compared(table, table.load_res(rows), "segm")
     except (ValueError, RuntimeError) as wrong:
         raise SigakError(f"expected polygons or COCO's run-length codes: {wrong}") from wrong
     tables = _coco.tables(compared)
-    rows = [{"name": name, **row} for name, row in zip(classes, _coco.per_class(tables))]
-    return {"count": len(known["images"]), **_coco.numbers(tables), "per_class": rows}
+    named = [{"name": name, **row} for name, row in zip(classes, _coco.per_class(tables))]
+    return {"count": len(known["images"]), **_coco.numbers(tables), "per_class": named}

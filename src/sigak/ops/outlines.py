@@ -69,19 +69,21 @@ def _moved(polygon: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 def filled(polygons: Sequence[np.ndarray], size: Size) -> _Piece:
     """What is in at least one of the polygons, as COCO fills them."""
-    solid = [polygon for polygon in polygons if len(polygon) >= 3]
-    if not solid:
+    flat = [polygon.ravel().tolist() for polygon in polygons if len(polygon) >= 3]
+    if not flat:
         return _NOTHING, (0, 0)
-    corners = np.concatenate(solid)
-    limit = np.array(size[::-1])
-    # The rule is the same wherever the window begins: only pixels around the object are made.
-    first = np.clip(np.floor(corners.min(0)), 0, limit - 1).astype(np.int64)
-    last = np.clip(np.ceil(corners.max(0)) + 1, first + 1, limit).astype(np.int64)
-    width, height = (last - first).tolist()
-    flat = [(polygon - first).ravel().tolist() for polygon in solid]
-    parts = hotcoco.mask.frPyObjects(flat, height, width)
-    patch = hotcoco.mask.decode(hotcoco.mask.merge(parts)).astype(bool)
-    return np.ascontiguousarray(patch), (int(first[0]), int(first[1]))
+    # On the whole picture: a window around the object would round some corners the other way.
+    return _opened(hotcoco.mask.merge(hotcoco.mask.frPyObjects(flat, *size)))
+
+
+def _opened(code: dict[str, Any]) -> _Piece:
+    """A packed code as a patch."""
+    left, top, width, height = (int(side) for side in hotcoco.mask.to_bbox(code).tolist())
+    if not width * height:
+        return _NOTHING, (0, 0)
+    plane = hotcoco.mask.decode(code)
+    patch = np.ascontiguousarray(plane[top : top + height, left : left + width])
+    return patch.astype(bool), (left, top)
 
 
 def code_of(outline: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def code_of(outline: dict[str, Any]) -> dict[str, Any]:
         counts = outline["counts"]
         if isinstance(counts, list):
             if min(counts, default=0) < 0 or sum(counts) != height * width:
-                raise ValueError(f"runs of {sum(counts)} pixels for {height} x {width}")
+                raise ValueError(f"its runs make {sum(counts)} pixels, its size {height} x {width}")
             packed = hotcoco.mask.frPyObjects({"size": [height, width], "counts": counts}, height,
                                               width)  # fmt: skip
         else:
@@ -110,12 +112,8 @@ def _decoded(outline: dict[str, Any], size: Size, matrix: np.ndarray | None) -> 
             f"a run-length code is of {height} x {width} pixels, and its picture of {size[0]} x "
             f"{size[1]}"
         )
-    left, top, width, height = (int(v) for v in hotcoco.mask.to_bbox(code).tolist())
-    if not width * height:
-        return _NOTHING, (0, 0)
-    plane = hotcoco.mask.decode(code)
-    patch = np.ascontiguousarray(plane[top : top + height, left : left + width]).astype(bool)
-    return (patch, (left, top)) if matrix is None else _resampled(patch, (left, top), matrix, size)
+    patch, corner = _opened(code)
+    return (patch, corner) if matrix is None else _resampled(patch, corner, matrix, size)
 
 
 # ------------------------------------------------------------------ masks to outlines
@@ -141,11 +139,12 @@ def run_lengths(patch: np.ndarray, left: int, top: int, size: Size) -> dict[str,
 
 
 def codes(masks: Masks) -> list[dict[str, Any]]:
-    """The run-length code of each mask, packed: {"size": [H, W], "counts": bytes}."""
-    return [
+    """The run-length code of each mask, packed: {"size": [H, W], "counts": text}."""
+    packed = [
         code_of(run_lengths(patch, x, y, masks.size))
         for patch, (x, y) in zip(masks.patches, masks.corners.tolist())
     ]
+    return [code | {"counts": code["counts"].decode("ascii")} for code in packed]
 
 
 def polygons_of(masks: Masks) -> list[list[np.ndarray]]:
@@ -159,8 +158,13 @@ def polygons_of(masks: Masks) -> list[list[np.ndarray]]:
         parts: Sequence[np.ndarray] = ()
         if patch.any():
             parts, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        found.append([(part[:, 0] + part[:, 0] % 2) / 2 + corner for part in parts])
+        found.append([_distinct((part[:, 0] + part[:, 0] % 2) / 2) + corner for part in parts])
     return found
+
+
+def _distinct(points: np.ndarray) -> np.ndarray:
+    """Points (K, 2) of a closed line without those that repeat the one before."""
+    return np.asarray(points[(points != np.roll(points, 1, 0)).any(1)])
 
 
 # ------------------------------------------------------------------ masks through a matrix

@@ -285,7 +285,7 @@ def coco_rows(results: Sequence[Detections]) -> list[dict[str, Any]]:
         ]
         if result.instances.masks is not None:
             for code, row in zip(codes(result.instances.masks), found, strict=True):
-                row["segmentation"] = code | {"counts": code["counts"].decode("ascii")}
+                row["segmentation"] = code
         rows += found
     return rows
 

@@ -240,11 +240,7 @@ def coco_rows(result: Segmentation) -> list[dict[str, Any]]:
     shown = [k for k, count in enumerate(result.pixels) if count]
     masks = Masks.of(result.class_map == np.array(shown, np.uint8)[:, None, None])
     return [
-        {
-            "image_id": image_id,
-            "category_id": k,
-            "segmentation": code | {"counts": code["counts"].decode("ascii")},
-        }
+        {"image_id": image_id, "category_id": k, "segmentation": code}
         for k, code in zip(shown, codes(masks), strict=True)
     ]
 
