@@ -100,3 +100,39 @@ def run_environment(tmp_path):
     """The environment of a subprocess: one thread, its own cache, no colours."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("SIGAK_", "MASTER_", "RANK"))}
     return keep | {"OMP_NUM_THREADS": "1", "SIGAK_CACHE": str(tmp_path / "cache"), "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def sam_pair():
+    """(network, the publisher's with the same weights) of one form of Segment Anything, all
+    parameters drawn: pair(arguments, seed, spread) .
+    """
+    from functools import partial
+
+    from segment_anything import modeling
+
+    from sigak.models.sam import MODELS, published
+
+    def pair(built, seed=0, spread=0.1):
+        torch.manual_seed(seed)
+        network = MODELS["sam-b"].build(**built).eval()
+        for parameter in network.parameters():
+            parameter.data += spread * torch.randn_like(parameter)
+        dim, side = built["dim"], built["size"][0]
+        encoder = modeling.ImageEncoderViT(
+            img_size=side, depth=built["depth"], embed_dim=built["width"],
+            num_heads=built["heads"], out_chans=dim, use_rel_pos=True,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            window_size=built.get("window", 14), global_attn_indexes=built["whole"],
+        )  # fmt: skip
+        decoder = modeling.MaskDecoder(
+            transformer_dim=dim,
+            transformer=modeling.TwoWayTransformer(2, dim, 8, built["hidden"]),
+            iou_head_hidden_dim=dim,
+        )
+        prompts = modeling.PromptEncoder(dim, (side // 16,) * 2, (side, side), 16)
+        theirs = modeling.Sam(encoder, prompts, decoder).eval()
+        theirs.load_state_dict(published(network.state_dict()), strict=True)
+        return network, theirs
+
+    return pair

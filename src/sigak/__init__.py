@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sigak.models import create, names
     from sigak.prediction import load, predict
     from sigak.recipe import Recipe
+    from sigak.session import Session
     from sigak.structures import Batch, Failure, Instances, Sample, SigakError
     from sigak.training import train
 
@@ -36,6 +37,7 @@ _PUBLIC = {
     "Instances": ("sigak.structures", "Instances"),
     "Recipe": ("sigak.recipe", "Recipe"),
     "Sample": ("sigak.structures", "Sample"),
+    "Session": ("sigak.session", "Session"),
     "SigakError": ("sigak.structures", "SigakError"),
     "compare": ("sigak.lab", "compare"),
     "create": ("sigak.models", "create"),
@@ -56,6 +58,7 @@ __all__ = [
     "Instances",
     "Recipe",
     "Sample",
+    "Session",
     "SigakError",
     "compare",
     "create",

@@ -72,6 +72,7 @@ _TASKS = {
         "detect": "Detection",
         "segment": "Segmentation",
         "instances": "Instance segmentation",
+        "prompt": "Segmentation by prompts",
     },
     "ko": {
         "classify": "분류",
@@ -79,6 +80,7 @@ _TASKS = {
         "detect": "검출",
         "segment": "분할",
         "instances": "인스턴스 분할",
+        "prompt": "프롬프트로 분할",
     },
 }
 _COMMANDS = """```bash

@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from sigak.asking import Prompts
 from sigak.errors import Failure, SigakError
 from sigak.recipe import Options, Recipe
 
@@ -341,7 +342,7 @@ VERBS: dict[str, tuple[type, ...]] = {
     "find-lr": (FindLr, Recipe),
     "sweep": (Sweep, Recipe, Options),
     "evaluate": (Evaluate,),
-    "predict": (Predict,),
+    "predict": (Predict, Prompts),
     "explain": (Explain,),
     "export": (Export,),
     "models": (Models,),
@@ -432,7 +433,7 @@ def _parser() -> Parser:
         doc = (kinds[0].__doc__ or "").strip()
         parser = verbs.add_parser(name, help=doc, description=doc, allow_abbrev=False)
         for kind in kinds:
-            _add(parser, kind, sparse=Recipe in kinds)
+            _add(parser, kind, sparse=Recipe in kinds or kind is Prompts)
         if Recipe in kinds:
             parser.add_argument("--json", action="store_true", help="print JSON")
         if name == "image":

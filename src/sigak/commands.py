@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sigak import models
+from sigak.asking import Prompts
 from sigak.errors import Failure, SigakError
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ def run_predict(values: Values) -> None:
     sources = find(values["source"])
     names = ("conf", "iou", "classes", "size", "every", "track", "tta", "tile")
     choices = {name: values[name] for name in names}
+    choices |= {name: values[name] for name in Prompts.__dataclass_fields__ if name in values}
     if choices["classes"]:
         choices["classes"] = _class_names(choices["classes"])
     problems: list[Problem] = []
@@ -200,7 +202,7 @@ def run_predict(values: Values) -> None:
         problems=problems,
         **choices,
     )
-    forms = [form for form in ("txt", "coco") if values[form]]
+    forms = [form for form in ("txt", "coco", "cutouts") if values.get(form)]
     wanted = values["save"] or ("predictions" if forms or values["draw"] else "")
     folder = Path(wanted) if wanted else None
     moving = any(source.moving for source in sources)

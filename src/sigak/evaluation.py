@@ -43,7 +43,9 @@ def evaluate(
         dataset = data.load(dataset, download=download, needs=needs, **held)
     dataset = data.provide(dataset, needs)
     name = split or _default_split(predictor, dataset)
-    chosen = _relabel(_pick(dataset, name), dataset.classes, predictor.classes)
+    chosen = _pick(dataset, name)
+    if not predictor.task.agnostic:
+        chosen = _relabel(chosen, dataset.classes, predictor.classes)
     pictures = Pictures(
         chosen,
         predictor.preparation,

@@ -202,6 +202,7 @@ def load(
     """
     if isinstance(checkpoint, Predictor):
         return checkpoint
+    _refuse_name(checkpoint)
     path = files.find_checkpoint(checkpoint)
     if path.suffix.lower() in SUFFIXES:
         return _load_exported(path, device, engine)
@@ -228,6 +229,16 @@ def load(
         one = choice.Candidate(network, task, preparation, header, _digest(path), where)
         runner = choice.pick(one) if engine == choice.AUTO else choice.build(engine, one)
     return Predictor(runner, network, task, preparation, header, path)
+
+
+def _refuse_name(checkpoint: str | Path) -> None:
+    """SigakError that says where weights come from, for a network's name in place of a file."""
+    name = str(checkpoint)
+    if not Path(checkpoint).exists() and name in models.names(name):
+        raise SigakError(
+            f"{name} is a network, and this needs its weights too: make a checkpoint with `sigak "
+            f"import WEIGHTS --as {name} --out {name}.safetensors`, or train one, and give that"
+        )
 
 
 def _load_exported(path: Path, device: str, engine: str) -> Predictor:

@@ -218,7 +218,7 @@ class Batch:
     matrix (B, 3, 3) float64; sizes the (H, W) of each file frame; instances on the canvas, truth in
     the file's frame; class_maps (B, H, W) uint8 on the canvas, truth_maps read those of the files;
     targets (B, C, H, W); indices (B,) int64, the samples' places in their split (what randomness is
-    keyed by).
+    keyed by); origins what each was read from.
     """
 
     images: Tensor
@@ -232,6 +232,7 @@ class Batch:
     class_maps: Tensor | None = None
     truth_maps: list[Any] | None = None
     targets: Tensor | None = None
+    origins: list[object] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -275,6 +276,7 @@ class Batch:
             matrix=torch.from_numpy(np.stack([s.matrix for s in samples])),
             sizes=[s.size for s in samples],
             sources=[s.source for s in samples],
+            origins=[s.origin for s in samples],
             labels=None if first.label is None else torch.tensor([s.label for s in samples]),
             instances=None if first.instances is None else [_known(s.instances) for s in samples],
             truth=None if first.truth is None else [_known(s.truth) for s in samples],

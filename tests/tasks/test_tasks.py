@@ -33,7 +33,7 @@ def answers(*rows):
 
 
 def test_every_task_keeps_the_protocol():
-    assert tasks.TASKS == ("classify", "detect", "instances", "segment", "generate")
+    assert tasks.TASKS == ("classify", "detect", "instances", "segment", "generate", "prompt")
     for name in tasks.TASKS:
         made = tasks.create(name, CLASSES, Recipe())
         assert isinstance(made, tasks.Task)

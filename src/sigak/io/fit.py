@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+from PIL import Image
 
 __all__ = ["FITS", "LETTERBOX", "RESAMPLES", "STRIDE", "fit"]
 
@@ -18,8 +19,9 @@ def fit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """uint8 (H, W, C) pixels at `size` (H, W) by one of `FITS`, and the 3x3 matrix that led there.
 
-    resample: "area", shrinking averages areas and enlarging is bilinear; or "bilinear", both are,
-    without looking at more than four pixels. Pixels of that size are returned untouched.
+    resample: "area", shrinking averages areas and enlarging is bilinear; "bilinear", both are,
+    without looking at more than four pixels; or "antialias", bilinear over as many pixels as become
+    one, as Pillow does it. Pixels of that size are returned untouched.
     """
     if pixels.shape[:2] == size:
         return pixels, np.eye(3)
@@ -97,6 +99,16 @@ def _centre_crop(
     return np.ascontiguousarray(inner), matrix
 
 
+def _longest(
+    pixels: np.ndarray, size: tuple[int, int], resample: _Resample
+) -> tuple[np.ndarray, np.ndarray]:
+    height, width = pixels.shape[:2]
+    scale = max(size) / max(height, width)
+    return _squash(
+        pixels, (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))), resample
+    )
+
+
 def _native(
     pixels: np.ndarray, size: tuple[int, int], resample: _Resample
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -110,10 +122,12 @@ FITS = {
     "rect": _rect,
     "crop": _centre_crop,
     "native": _native,
+    "longest": _longest,
 }
 """Ways to meet a size: distort; keep all, in the middle of gray bars or at their upper left; keep
 all on the smallest canvas inside the size whose sides are multiples of `STRIDE`; keep the middle
-(short side whole); leave the picture as it is, whatever the size."""
+(short side whole); leave the picture as it is, whatever the size; bring the longer side to the
+size, without bars."""
 
 
 def _resample(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -139,5 +153,16 @@ def _bilinear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return shaped
 
 
-_RESAMPLE: dict[str, _Resample] = {"area": _resample, "bilinear": _bilinear}
+def _antialias(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A triangle as wide as two pixels of the result, weighted over what it covers."""
+    planes = [Image.fromarray(plane) for plane in np.moveaxis(pixels, 2, 0)]
+    small = [plane.resize(size[::-1], Image.Resampling.BILINEAR) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in small], axis=2)
+
+
+_RESAMPLE: dict[str, _Resample] = {
+    "area": _resample,
+    "bilinear": _bilinear,
+    "antialias": _antialias,
+}
 RESAMPLES = tuple(_RESAMPLE)

@@ -289,8 +289,9 @@ class Preparation:
     picture first; fit: "squash" to the size, "letterbox" (all of it in the middle of gray bars),
     "corner" (all of it at their upper left), "rect" (all of it on the smallest canvas of multiples
     of 32 pixels, so that pictures of different shapes have different sizes), "crop" (the middle,
-    the short side whole) or "native" (as it is, whatever the size); resample: "area" or "bilinear",
-    see `sigak.io.fit`.
+    the short side whole), "native" (as it is, whatever the size) or "longest" (all of it, the
+    longer side as long as the size's, nothing beside it); resample: "area", "bilinear" or
+    "antialias", see `sigak.io.fit`.
     """
 
     size: tuple[int, int]
@@ -317,7 +318,8 @@ class Preparation:
 
     def of_one_size(self) -> Preparation:
         """The same where every picture has the size, which training needs."""
-        return replace(self, fit="letterbox") if self.fit == "rect" else self
+        whole = {"rect": "letterbox", "longest": "corner"}
+        return replace(self, fit=whole.get(self.fit, self.fit))
 
     def asdict(self) -> dict[str, Any]:
         """Plain values for JSON; `Preparation.of` takes them back."""

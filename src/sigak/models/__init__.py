@@ -59,6 +59,7 @@ FAMILIES = (
     # segmentation
     "unet",
     "smp_nets",
+    "sam",
     # generation
     "dcgan",
 )

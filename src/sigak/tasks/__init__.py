@@ -22,7 +22,7 @@ from sigak.structures import Batch, Sample, SigakError
 
 __all__ = ["Metric", "Result", "Task", "create", "needs"]
 
-TASKS = ("classify", "detect", "instances", "segment", "generate")
+TASKS = ("classify", "detect", "instances", "segment", "generate", "prompt")
 
 
 class Result(Protocol):
@@ -56,6 +56,7 @@ class Task(ABC):
         False  # makes pictures out of nothing instead of answering for some
     )
     on_file: ClassVar[bool] = False  # answers lie in the file's frame and are drawn on the file
+    agnostic: ClassVar[bool] = False  # answers what is asked about a picture, whatever its classes
     tile: int = 0  # side of the windows that a picture is cut into as it is; 0: it is made to fit
     palette: Sequence[tuple[int, int, int]] | None = None  # colours of the classes, of some sets
 
@@ -75,7 +76,8 @@ class Task(ABC):
         chosen = [name for name, value in choices.items() if value]
         if chosen:
             raise SigakError(
-                f"--{chosen[0]} says nothing to a checkpoint of the task {self.name}; leave it out"
+                f"--{chosen[0].replace('_', '-')} says nothing to a checkpoint of the task "
+                f"{self.name}; leave it out"
             )
         return self
 

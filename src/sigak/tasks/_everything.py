@@ -1,0 +1,199 @@
+"""Masks of all that is on a picture, from a grid of prompts: Kirillov et al. 2023, appendix B.
+
+The order of the steps is the published one, so that the same weights give the same masks in the
+same order: predicted IoU, stability, cut-off, boxes that end at a crop's edge, suppression within a
+crop, suppression between crops, small regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain, product
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sigak.asking import Prompts
+from sigak.io.image import Preparation, prepare
+from sigak.ops.nms import nms
+from sigak.ops.regions import Enlargement, Region, clean
+
+__all__ = ["Found", "crops", "everything", "grid", "precise"]
+
+_TOGETHER = 8  # prompts whose tokens are computed at once
+_EDGE = 20  # pixels from the edge of a crop within which a box is taken to be cut off
+_SURE = 0.05  # a coarse stability so far below what is asked for is not looked at closely
+_COARSE = 256  # coarse pixels from which it is trusted so far
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One mask: region in the file's frame; quality the predicted IoU; point x, y that led to it;
+    crop (x1, y1, x2, y2) of the file that was looked at.
+    """
+
+    region: Region
+    quality: float
+    point: tuple[float, float]
+    crop: Box
+
+
+def everything(
+    network: Any, pixels: np.ndarray, preparation: Preparation, asked: Prompts, device: Any
+) -> list[Found]:
+    """All masks of a picture (H, W, 3) uint8, the best first.
+
+    network: with `embed`, `prompt_encoder` and `crowd` as `sigak.models.sam.Sam` has them.
+    """
+    size = (pixels.shape[0], pixels.shape[1])
+    parts = list(crops(size, asked.crop_layers, asked.crop_overlap))
+    found: list[Found] = []
+    for crop, layer in parts:
+        found += _of_crop(network, pixels, preparation, asked, (crop, layer, device))
+    if len(parts) > 1:  # of doubled masks the one from the smaller crop
+        scores = [1 / ((f.crop[2] - f.crop[0]) * (f.crop[3] - f.crop[1])) for f in found]
+        found = _best(found, scores, asked.crop_nms_thresh)
+    return _cleaned(found, size, asked) if asked.min_area else found
+
+
+def crops(size: tuple[int, int], layers: int, overlap: float) -> Iterator[tuple[Box, int]]:
+    """((x1, y1, x2, y2), layer): the whole picture, then of layer i (2^i)^2 parts that overlap."""
+    height, width = size
+    yield (0, 0, width, height), 0
+    for layer in range(1, layers + 1):
+        count = 2**layer
+        shared = int(overlap * min(size) * (2 / count))
+        wide, high = (ceil((shared * (count - 1) + side) / count) for side in (width, height))
+        for i, j in product(range(count), repeat=2):
+            x, y = (wide - shared) * i, (high - shared) * j
+            yield (x, y, min(x + wide, width), min(y + high, height)), layer
+
+
+def grid(count: int) -> np.ndarray:
+    """(count^2, 2) x, y as shares of the sides, row by row, in the middle of equal cells."""
+    steps = np.linspace(1 / (2 * count), 1 - 1 / (2 * count), count)
+    return np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+
+
+def _of_crop(
+    network: Any,
+    pixels: np.ndarray,
+    preparation: Preparation,
+    asked: Prompts,
+    where: tuple[Box, int, Any],
+) -> list[Found]:
+    crop, layer, device = where
+    x1, y1, x2, y2 = crop
+    part = pixels[y1:y2, x1:x2]
+    ready, matrix = prepare(part, preparation)
+    inner = (ready.shape[0], ready.shape[1])
+    side = int(asked.points_per_side / asked.crop_points_downscale**layer)
+    points = grid(max(1, side)) * (x2 - x1, y2 - y1)
+    on_canvas = torch.from_numpy(points * (matrix[0, 0], matrix[1, 1]))[:, None].to(device)
+    images = torch.from_numpy(ready.copy()).permute(2, 0, 1)[None].to(device).float() / 255
+    with torch.inference_mode():
+        with precise(asked.half, device):
+            embedding = network.embed(images)
+        crowd = network.crowd(embedding.float(), half=asked.half)
+        tokens = network.prompt_encoder.tokens(network.asked(points=on_canvas))
+    coarse = 4 * embedding.shape[2]
+    enlargement = Enlargement(coarse, network.size[0], inner, (y2 - y1, x2 - x1))
+
+    def look(start: int) -> list[tuple[int, float, Region]]:
+        with torch.inference_mode():
+            return _look(crowd, tokens, start, enlargement, asked)
+
+    rows = _in_threads(look, range(0, len(points), _TOGETHER))
+    found = [
+        Found(_moved(region, x1, y1), quality, tuple(points[place].tolist()), crop)
+        for place, quality, region in rows
+    ]
+    found = [f for f in found if not _cut_off(f.region, crop, pixels.shape)]
+    found = _best(found, [f.quality for f in found], asked.box_nms_thresh)
+    return [replace(f, point=(f.point[0] + x1, f.point[1] + y1)) for f in found]
+
+
+def precise(half: bool, device: Any) -> torch.autocast:
+    """bfloat16 where it is asked for."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half)
+
+
+def _in_threads(
+    look: Callable[[int], list[tuple[int, float, Region]]], starts: Sequence[int]
+) -> list[tuple[int, float, Region]]:
+    """The answers in order. The products are small: two threads with a part of the prompts each
+    are faster than two that share every product.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(starts) < 2:
+        return list(chain.from_iterable(map(look, starts)))
+    try:
+        with ThreadPoolExecutor(threads, "sigak-masks", lambda: torch.set_num_threads(1)) as pool:
+            return list(chain.from_iterable(pool.map(look, starts)))
+    finally:
+        torch.set_num_threads(threads)  # what threads made from now on begin with
+
+
+def _look(
+    crowd: Any, tokens: Tensor, start: int, enlargement: Enlargement, asked: Prompts
+) -> list[tuple[int, float, Region]]:
+    """(place of the prompt, predicted IoU, mask) of some prompts: those good and stable enough."""
+    found = []
+    least, offset = asked.stability_score_thresh, asked.stability_score_offset
+    for place, met in enumerate(crowd.ask(tokens[start : start + _TOGETHER]), start):
+        quality = met.quality.float().cpu()
+        good = quality[1:] > (asked.pred_iou_thresh or -torch.inf)
+        chosen = good.nonzero()[:, 0] + 1
+        if not len(chosen):
+            continue
+        coarse = crowd.masks(met, chosen).float().cpu()
+        rough, area = enlargement.rough_stability(coarse, offset)
+        for number, mask, share, count in zip(chosen, coarse, rough.tolist(), area.tolist()):
+            if share < least - _SURE and count > _COARSE:
+                continue
+            region = enlargement.region(mask, offset)
+            if region.stability >= least:
+                found.append((place, float(quality[number]), region))
+    return found
+
+
+def _moved(region: Region, x: int, y: int) -> Region:
+    return replace(region, corner=(region.corner[0] + x, region.corner[1] + y))
+
+
+def _inclusive(region: Region) -> tuple[int, int, int, int]:
+    """First and last pixels, as the published boxes are; zeros of an empty mask."""
+    x1, y1, x2, y2 = region.box
+    return (x1, y1, x2 - 1, y2 - 1) if region.area else (0, 0, 0, 0)
+
+
+def _cut_off(region: Region, crop: Box, shape: tuple[int, ...]) -> bool:
+    """Whether the box ends near an edge of the crop that is none of the picture."""
+    whole = (0, 0, shape[1], shape[0])
+    return any(
+        abs(side - edge) <= _EDGE < abs(side - end)
+        for side, edge, end in zip(_inclusive(region), crop, whole)
+    )
+
+
+def _best(found: list[Found], scores: Sequence[float], overlap: float) -> list[Found]:
+    """Those that suppression leaves, the best first."""
+    if not found:
+        return []
+    boxes = torch.tensor([_inclusive(f.region) for f in found], dtype=torch.float32)
+    return [found[i] for i in nms(boxes, torch.tensor(scores), iou=overlap).tolist()]
+
+
+def _cleaned(found: list[Found], size: tuple[int, int], asked: Prompts) -> list[Found]:
+    """Without small holes and islands; of masks that have become doubled, an unchanged one."""
+    results = [clean(f.region, size, asked.min_area) for f in found]
+    new = [replace(f, region=region) for f, (region, _) in zip(found, results)]
+    scores = [float(not changed) for _, changed in results]
+    return _best(new, scores, max(asked.box_nms_thresh, asked.crop_nms_thresh))
