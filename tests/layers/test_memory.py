@@ -23,7 +23,9 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 stock = faults()
-print(stock, keep_freed_memory(), faults())
+agreed = keep_freed_memory()
+# A machine that is short of memory takes pages back at any time: the best of three counts.
+print(stock, agreed, min(faults() for _ in range(3)))
 """
 
 

@@ -1,9 +1,10 @@
-"""SSD, SSDlite and Faster R-CNN: counts, torchvision's own answers and losses, and learning."""
+"""SSD, SSDlite, Faster and Mask R-CNN: counts, torchvision's own answers, losses, learning."""
 
 import numpy as np
 import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from sigak import models
 from sigak.data import scenes
@@ -20,6 +21,8 @@ COUNTS = {
     "ssdlite320": 3_440_060,
     "fasterrcnn-r50-fpn": 41_808_406,
     "fasterrcnn-r50-fpn-frozen": 41_755_286,
+    "maskrcnn-resnet50-fpn": 44_454_513,
+    "maskrcnn-resnet50-fpn-frozen": 44_401_393,
 }
 
 
@@ -28,10 +31,12 @@ def build(name, classes=10, **changes):
     return models.create(name, classes=classes, **models.entry(name).tiny | changes)
 
 
-def pictures(count, size=SIZE):
+def pictures(count, size=SIZE, masks=False):
     drawn = [scenes.render(1, i, size, 3) for i in range(count)]
     images = torch.stack([torch.from_numpy(pixels).permute(2, 0, 1) for pixels, _ in drawn])
-    return images / 255, [to_instances(objects, np.eye(3), size) for _, objects in drawn]
+    return images / 255, [
+        to_instances(objects, np.eye(3), size, masks=masks) for _, objects in drawn
+    ]
 
 
 def theirs(network, size=SIZE):
@@ -197,13 +202,84 @@ def test_scores_and_labels_are_read_from_raw_output_alone():
     assert len(network.decode(raw, SIZE, 0.5)[0]) == 1
 
 
+# ------------------------------------------------------------------ Mask R-CNN
+
+
+def test_what_mask_rcnn_finds_is_what_torchvision_finds():
+    network = build("maskrcnn").eval()
+    images, _ = pictures(1)
+    with torch.no_grad():
+        raw = network(images)
+        (reference,) = theirs(network)(list(images))
+    assert [tuple(part.shape) for part in raw] == [
+        (1, 100, 4), (1, 100), (1, 100), (1, 100, 28, 28),
+    ]  # fmt: skip
+    (found,) = network.decode(raw, SIZE, 0.0)
+    torch.testing.assert_close(found.boxes, reference["boxes"])
+    pasted = paste_masks_in_image(raw[3][0][:, None], found.boxes, SIZE)
+    torch.testing.assert_close(pasted, reference["masks"])
+    some = network.decode(raw, SIZE, float(found.scores[10]))[0]
+    assert torch.equal(some.soft.probabilities, raw[3][0, :10])
+
+
+def test_masks_are_stretched_as_torchvision_stretches_them():
+    generator = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    middle = 9 + 10 * torch.rand(20, 2, 1, 1, generator=generator)
+    reach = 5 + 6 * torch.rand(20, 1, 1, generator=generator)
+    apart = ((x - middle[:, 0]) ** 2 + (y - middle[:, 1]) ** 2).sqrt()
+    blobs = (0.5 + (reach - apart) / 8).clamp(0, 1)
+    first = torch.randint(0, 25, (20, 2), generator=generator)
+    boxes = torch.cat([first, first + torch.randint(14, 60, (20, 2), generator=generator)], 1)
+    boxes = boxes.float().clamp(max=64)
+    soft = torchvision_detectors.Tiles(boxes, blobs)
+    masks = soft.decided(boxes, torch.eye(3).double(), SIZE).planes()
+    expected = paste_masks_in_image(blobs[:, None], boxes, SIZE)[:, 0] > 0.5
+    # torchvision stretches a mask one pixel too far, corners being whole pixels to it.
+    common, union = (masks & expected).sum((1, 2)), (masks | expected).sum((1, 2))
+    assert (common / union).mean() > 0.93
+    assert (common / union).min() > 0.85
+    twice = torch.diag(torch.tensor([2.0, 2, 1]).double())
+    larger = soft.decided(boxes * 2, twice, (128, 128)).areas()
+    assert larger.tolist() == pytest.approx((4 * masks.sum((1, 2))).tolist(), rel=0.1)
+
+
+def test_a_mask_of_28_is_stretched_over_its_box_exactly():
+    halves = torch.zeros(1, 28, 28)
+    halves[:, :, :14] = 1.0
+    soft = torchvision_detectors.Tiles(torch.tensor([[10.0, 4, 38, 60]]), halves)
+    (mask,) = soft.decided(soft.boxes, torch.eye(3).double(), SIZE).planes()
+    assert mask[4:60, 10:24].float().mean() > 0.97  # but for the ends, where nothing is beyond
+    assert mask.sum() == mask[4:60, 10:24].sum()
+    flat = torchvision_detectors.Tiles(torch.tensor([[5.0, 5, 5, 9]]), halves)
+    assert flat.decided(flat.boxes, torch.eye(3).double(), SIZE).areas().tolist() == [0]
+
+
+def test_the_losses_of_mask_rcnn_are_torchvisions():
+    network = build("maskrcnn").eval()
+    images, truth = pictures(2, masks=True)
+    torch.manual_seed(1)
+    ours = network(images, truth)
+    net = theirs(network)
+    net.rpn.training = net.roi_heads.training = net.training = True  # the backbone evaluates
+    torch.manual_seed(1)
+    targets = [t | {"masks": one.masks.planes().byte()} for t, one in zip(told(truth), truth)]
+    reference = net(list(images), targets)
+    torch.testing.assert_close(ours["mask"], reference["loss_mask"])
+    torch.testing.assert_close(ours["loss"], sum(reference.values()))
+    with pytest.raises(SigakError, match="learns from masks"):
+        network(images, pictures(2)[1])
+
+
 # ------------------------------------------------------------------ both
 
 
-@pytest.mark.parametrize(("name", "steps"), [("ssdlite320", 10), ("fasterrcnn", 5)])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("ssdlite320", 10), ("fasterrcnn", 5), ("maskrcnn", 6)]
+)
 def test_one_batch_is_learnt(name, steps):
     network = build(name)
-    images, truth = pictures(4)
+    images, truth = pictures(4, masks=name == "maskrcnn")
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     losses = []
     for _ in range(steps):
@@ -218,10 +294,11 @@ def test_one_batch_is_learnt(name, steps):
     assert any(key.startswith(network.head[0]) for key, _ in network.named_parameters())
 
 
-def test_the_older_names_of_published_weights():
-    row = models.entry("fasterrcnn")
+@pytest.mark.parametrize("model", ["fasterrcnn", "maskrcnn"])
+def test_the_older_names_of_published_weights(model):
+    row = models.entry(model)
     with torch.device("meta"):
-        ours = models.create("fasterrcnn").state_dict()
+        ours = models.create(model).state_dict()
     wanted = {k: v for k, v in ours.items() if not k.endswith("num_batches_tracked")}
 
     def older(name):

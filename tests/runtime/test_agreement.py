@@ -7,7 +7,7 @@ import torch
 from sigak.io.image import Preparation
 from sigak.recipe import Recipe
 from sigak.runtime import agreement
-from sigak.structures import Instances
+from sigak.structures import Instances, Masks
 from sigak.tasks import create
 from sigak.tasks.classify import Classification
 from sigak.tasks.detect import Detections
@@ -90,3 +90,22 @@ def test_noise_is_repeated_and_names_itself():
     assert torch.equal(batch.images, agreement.noise((3, 4, 6), 2).images)
     assert batch.sources[1] == "noise 4x6 of 2, 2"
     assert agreement.noise((100,), 3).images.shape == (3, 100)
+
+
+def test_masks_are_the_same_but_for_their_borders():
+    task = create("instances", ["cat", "dog"], Recipe())
+    boxes, labels = torch.tensor([[0.0, 0, 30, 30], [10, 10, 40, 40]]), torch.tensor([0, 1])
+
+    def masked(*edges):
+        planes = np.zeros((2, 50, 50), bool)
+        for plane, edge in zip(planes, edges):
+            plane[2:edge, 2:28] = True
+        scores = torch.tensor([0.9, 0.8])
+        return Detections("x", Instances(boxes, labels, scores, Masks.of(planes)), ("cat", "dog"),
+                          (50, 50))  # fmt: skip
+
+    one = masked(28, 30)
+    assert agreement.same_answers(task, [one], [one]) is True
+    assert agreement.same_answers(task, [one], [masked(28, 31)]) is True
+    assert agreement.same_answers(task, [one], [masked(28, 20)]) is False
+    assert agreement.same_answers(task, [masked(2, 2)], [masked(2, 2)]) is True  # no pixel either

@@ -15,6 +15,7 @@ from sigak.data.classmaps import ClassMap
 from sigak.data.records import Dataset, Record, Split, digest, keys
 from sigak.data.splits import THREADS, shuffled
 from sigak.io import image
+from sigak.ops.outlines import masks_of
 from sigak.structures import SigakError
 
 __all__ = ["describe_text", "sheet", "summary"]
@@ -171,8 +172,12 @@ def _look(split: Split, index: int, dataset: Dataset) -> np.ndarray:
         return draw.class_map(pixels, record.class_map.read(), classes, colors)
     if record.objects is None:
         return pixels
-    names = [classes[k] for k in record.objects.labels]
-    return draw.boxes(pixels, record.objects.boxes, names, record.objects.labels)
+    objects = record.objects
+    names = [classes[k] for k in objects.labels]
+    if any(objects.outlines or ()):
+        masks = masks_of(objects.outlines or [], (pixels.shape[0], pixels.shape[1]))
+        pixels = draw.masks(pixels, masks, objects.labels)
+    return draw.boxes(pixels, objects.boxes, names, objects.labels)
 
 
 def _caption(record: Record, classes: list[str]) -> str:

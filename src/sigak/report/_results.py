@@ -74,6 +74,8 @@ def headline(run: Run) -> Markup:
         card(percent(found.get("top5")), f"{where} top-5 accuracy"),
         card(percent(found.get("map")), f"{where} AP", _between(found, "map")),
         card(percent(found.get("map50")), f"{where} AP at IoU .5", _between(found, "map50")),
+        card(percent(found.get("mask_map")), f"{where} AP of masks"),
+        card(percent(found.get("mask_map50")), f"{where} AP of masks at IoU .5"),
         card(percent(found.get("miou")), f"{where} mean IoU"),
         card(percent(found.get("box_iou")), f"{where} IoU of what boxes ask for"),
         card(percent(found.get("point_iou")), f"{where} IoU of what points ask for"),
@@ -105,12 +107,13 @@ def learning(run: Run) -> Markup:
         return curves(title, epochs, lines, best, share)
 
     charts = [chart("Loss", "loss"), chart("Accuracy", "accuracy", share=True)]
-    if history.get("val_map"):
-        lines = [
-            Line("at IoU .5", history["val_map50"], "other"),
-            Line("COCO's mean", history["val_map"], "main"),
-        ]
-        charts.append(curves("Average precision", epochs, lines, best, True))
+    for title, key in (("Average precision", "map"), ("Average precision of masks", "mask_map")):
+        if history.get(f"val_{key}"):
+            lines = [
+                Line("at IoU .5", history[f"val_{key}50"], "other"),
+                Line("COCO's mean", history[f"val_{key}"], "main"),
+            ]
+            charts.append(curves(title, epochs, lines, best, True))
     if history.get("val_miou"):
         pairs = (
             ("pixel accuracy", "val_pixel_accuracy", "other"),
@@ -239,7 +242,7 @@ def classes(run: Run) -> Markup:
         return Markup()
     # Classes without pictures come last: nothing is known of them.
     ordered = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"] or 0))
-    more = ("ap50", "ap", "boundary_f", "iou")
+    more = ("ap50", "ap", "mask_ap50", "mask_ap", "boundary_f", "iou")
     keys = ("precision", "recall", "f1", *(key for key in more if key in rows[0]))
     cells: list[list[object]] = [
         [row["name"], *(bar(row[key]) for key in keys), row["support"]] for row in ordered
@@ -247,6 +250,7 @@ def classes(run: Run) -> Markup:
     macro = found.get("macro")
     means = ", ".join(f"{k} {percent(macro[k])}" for k in keys if k in macro) if macro else ""
     named = {"f1": "F1", "ap50": "AP at .5", "ap": "AP", "boundary_f": "boundary F", "iou": "IoU"}
+    named |= {"mask_ap50": "masks at .5", "mask_ap": "masks"}
     things = "objects" if "ap" in rows[0] else "pixels" if "iou" in rows[0] else "pictures"
     headers = ("class", *(named.get(key, key) for key in keys), things)
     return section(

@@ -14,7 +14,7 @@ from torch import Tensor
 from sigak import data
 from sigak.data import scenes
 from sigak.io import image
-from sigak.ops.boxes import iou
+from sigak.ops.boxes import aligned_iou, iou
 from sigak.structures import Batch, Sample
 from sigak.tasks import Task
 
@@ -25,6 +25,7 @@ TOLERANCE = 1e-4
 another order."""
 _SAME_SCORE = 0.01
 _SAME_BOX = 0.99  # intersection over union
+_SAME_MASK = 0.95  # of masks, whose borders are thin
 _SAME_PIXELS = 0.99  # share of a class map
 
 
@@ -126,6 +127,17 @@ def _same_boxes(task: Any, ours: Any, theirs: Any) -> bool | None:
     return _found_in(ours, theirs, floor) and _found_in(theirs, ours, floor)
 
 
+def _same_masks(task: Any, ours: Any, theirs: Any) -> bool | None:
+    """Boxes as of detectors, and the masks of the boxes that stand at the same place."""
+    same = _same_boxes(task, ours, theirs)
+    if not same or len(ours) != len(theirs):
+        return same
+    first, second = (one.instances.masks.planes().flatten(1) for one in (ours, theirs))
+    common, union = (first & second).sum(1), (first | second).sum(1)
+    paired = aligned_iou(ours.instances.boxes, theirs.instances.boxes) > _SAME_BOX
+    return bool((common >= _SAME_MASK * union)[paired].all())
+
+
 def _found_in(ours: Any, theirs: Any, floor: float) -> bool:
     sure = ours.scores >= floor
     if not len(theirs):
@@ -148,6 +160,6 @@ _SAME: dict[str, Callable[[Any, Any, Any], bool | None]] = {
     "classify": _same_class,
     "detect": _same_boxes,
     "segment": _same_map,
-    "instances": _same_boxes,
+    "instances": _same_masks,
     "generate": _same_picture,
 }
