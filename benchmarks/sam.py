@@ -71,7 +71,7 @@ def settle(network: Any, pixels: np.ndarray, preparation: image.Preparation, wan
     ready, _ = image.prepare(pixels, preparation)
     batch = torch.from_numpy(ready.copy()).permute(2, 0, 1)[None].float() / 255
     embedding = network.embed(batch)
-    places = torch.rand(24, 1, 2) * torch.tensor([ready.shape[1], ready.shape[0]])
+    places = torch.rand(4, 1, 2) * torch.tensor([ready.shape[1], ready.shape[0]])
     masks, quality = network.answer(embedding, network.asked(points=places))
     head = network.mask_decoder.iou_prediction_head.layers[2]
     spread = float(quality[:, 1:].std()) / 0.05
