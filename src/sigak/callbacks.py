@@ -82,7 +82,7 @@ class _Monitor(Callback):
     def __init__(self, monitor: str, mode: str, min_delta: float) -> None:
         if mode not in ("auto", "min", "max"):
             raise SigakError(f"mode must be auto, min or max, received {mode!r}")
-        rising = monitor.endswith(("accuracy", "top5", "map", "map50", "miou"))
+        rising = monitor.endswith(("accuracy", "top5", "map", "map50", "miou", "box_iou"))
         falling = "loss" in monitor or "kid" in monitor
         if mode == "auto" and not rising and not falling:
             raise SigakError(

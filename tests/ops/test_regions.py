@@ -21,9 +21,9 @@ def blobs(count, side=64, seed=0):
 def region_of(plane, stability=0.5):
     rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
     if not len(rows):
-        return Region(np.zeros((0, 0), bool), (0, 0), 0, stability)
+        return Region.of(np.zeros((0, 0), bool), (0, 0), stability)
     patch = plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Region(patch.copy(), (int(columns[0]), int(rows[0])), int(patch.sum()), stability)
+    return Region.of(patch, (int(columns[0]), int(rows[0])), stability)
 
 
 @pytest.mark.parametrize(

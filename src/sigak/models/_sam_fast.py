@@ -36,7 +36,8 @@ class Crowd:
     def __init__(
         self, decoder: Any, picture: Tensor, places: Tensor, *, half: bool = False
     ) -> None:
-        self.decoder, self.half = decoder, half
+        self.decoder = decoder
+        self.dtype = torch.bfloat16 if half else torch.float32
         transformer = decoder.transformer
         self.first: Any = transformer.layers[0]
         self.second: Any = transformer.layers[1]
@@ -104,8 +105,8 @@ class Crowd:
         self.up_shift = (weight @ after.bias + shift.repeat(4))[:, None]
         self.up_norm = norm
         second = self.decoder.output_upscaling[3]
-        self.up2 = second.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()  # (4 d / 8, d / 4)
-        self.up2_shift = second.bias.repeat(4)[:, None]
+        self.up2 = second.weight.permute(2, 3, 1, 0).flatten(0, 2).to(self.dtype).contiguous()
+        self.up2_shift = second.bias.repeat(4)[:, None].to(self.dtype)
 
     # --- prompts ----------------------------------------------------------------------------
 
@@ -250,17 +251,21 @@ class Crowd:
 
     def _enlarged(self, met: Met, made: Tensor, side: int) -> Tensor:
         """made (K, d / 8), what of the enlarged picture each mask is made of -> (K, 4 h, 4 w)."""
-        rank = len(met.weights)
         mix = self.up @ met.arrived.T  # (d, 2 R)
         x = (self.up_z * met.scale).add_(self.up_c)
-        x.addmm_(mix[:, :rank], met.weights).addmm_(mix[:, rank:], met.later)
+        if self.dtype == torch.float32:
+            rank = len(met.weights)
+            x.addmm_(mix[:, :rank], met.weights).addmm_(mix[:, rank:], met.later)
+        else:
+            x += mix.to(self.dtype) @ torch.cat([met.weights, met.later]).to(self.dtype)
         x = x.mul_(met.outer).add_(self.up_shift).view(4, -1, x.shape[1])
         norm = self.up_norm
         scale = (x.square().mean(1, keepdim=True) + norm.eps).rsqrt_()
         x = F.gelu(x.mul_(scale).mul_(norm.weight[:, None]).add_(norm.bias[:, None]))
-        x = torch.matmul(self.up2, x).add_(self.up2_shift)  # (4, 4 d / 8, N)
+        x = torch.matmul(self.up2, x.to(self.dtype)).add_(self.up2_shift)  # (4, 4 d / 8, N)
         x = F.gelu(x).view(4, 4, -1, x.shape[2])
-        masks = torch.matmul(made, x)  # (4, 4, K, N): two rows and columns of each enlargement
+        masks = torch.matmul(made.to(self.dtype), x).float()
+        # (4, 4, K, N): the two rows and two columns of each enlargement
         grid = masks.view(2, 2, 2, 2, len(made), side, -1)  # y1 x1 y2 x2 k h w
         return grid.permute(4, 5, 0, 2, 6, 1, 3).reshape(len(made), 4 * side, -1)
 

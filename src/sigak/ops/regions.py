@@ -24,20 +24,33 @@ _MARGIN = 2  # coarse pixels around what matters, so that what lies beyond canno
 
 @dataclass(frozen=True)
 class Region:
-    """One mask: patch (h, w) bool, the pixels of its box; corner x, y of the first of them; area in
-    pixels; stability, the area where the logit is above +offset as a share of that above -offset.
+    """One mask: bits, the pixels of its box, eight a byte, since a thousand candidates may wait;
+    shape (h, w) of the box; corner x, y of its first pixel; area in pixels; stability, the area
+    where the logit is above +offset as a share of that above -offset.
     """
 
-    patch: np.ndarray
+    bits: np.ndarray
+    shape: tuple[int, int]
     corner: tuple[int, int]
     area: int
     stability: float
+
+    @classmethod
+    def of(cls, patch: np.ndarray, corner: tuple[int, int], stability: float) -> Region:
+        """From the pixels (h, w) bool of its box."""
+        bits, area = np.packbits(patch, axis=1), int(np.count_nonzero(patch))
+        return cls(bits, (patch.shape[0], patch.shape[1]), corner, area, stability)
+
+    @property
+    def patch(self) -> np.ndarray:
+        """(h, w) bool."""
+        return np.unpackbits(self.bits, axis=1, count=self.shape[1]).astype(bool)
 
     @property
     def box(self) -> tuple[int, int, int, int]:
         """x1, y1, x2, y2 in continuous pixels: the last pixel ends at x2; zeros if empty."""
         x, y = self.corner
-        return x, y, x + self.patch.shape[1], y + self.patch.shape[0]
+        return x, y, x + self.shape[1], y + self.shape[0]
 
     def mask(self, size: tuple[int, int]) -> np.ndarray:
         """(H, W) bool."""
@@ -78,7 +91,7 @@ class Enlargement:
         """The mask of one coarse mask's logits above 0, and its stability at ±offset."""
         window = self._window(coarse, -offset)
         if window is None:
-            return Region(np.zeros((0, 0), bool), (0, 0), 0, 0.0)
+            return Region.of(np.zeros((0, 0), bool), (0, 0), 0.0)
         (y1, y2), (x1, x2) = window
         patch = np.zeros((y2 - y1, x2 - x1), bool)
         high = low = 0
@@ -138,10 +151,10 @@ def _hull(patch: np.ndarray, corner: tuple[int, int], stability: float) -> Regio
     """The region cut to the box of what is in it."""
     rows, columns = np.flatnonzero(patch.any(1)), np.flatnonzero(patch.any(0))
     if not len(rows):
-        return Region(np.zeros((0, 0), bool), (0, 0), 0, stability)
-    cut = patch[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+        return Region.of(np.zeros((0, 0), bool), (0, 0), stability)
+    cut = patch[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     place = (corner[0] + int(columns[0]), corner[1] + int(rows[0]))
-    return Region(cut, place, int(np.count_nonzero(cut)), stability)
+    return Region.of(cut, place, stability)
 
 
 def clean(region: Region, size: tuple[int, int], least: float) -> tuple[Region, bool]:
@@ -163,7 +176,7 @@ def _without_small(
     plane = np.pad(region.patch, pads)
     counts = [
         np.concatenate([[m] * (m > 0), np.ones(n, int), [k] * (k > 0)])
-        for (m, k), n in zip(margins, region.patch.shape)
+        for (m, k), n in zip(margins, region.shape)
     ]
     parts, number = ndimage.label(plane != holes, np.ones((3, 3), int))
     sizes = np.bincount(parts.ravel(), np.outer(*counts).ravel(), number + 1)
@@ -174,7 +187,7 @@ def _without_small(
     if not holes and small[1:].all():
         small[1 + int(sizes[1:].argmax())] = False
     changed = plane | small[parts] if holes else plane & ~small[parts]
-    beside = ~np.pad(np.ones_like(region.patch), pads)
+    beside = ~np.pad(np.ones(region.shape, bool), pads)
     if (changed & beside).any():
         return _hull_of_whole(changed, counts, region.stability), True
     corner = (x1 - pads[1][0], y1 - pads[0][0])

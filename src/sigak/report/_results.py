@@ -47,12 +47,13 @@ _SERIES = {
     "val_accuracy": "validation accuracy", "val_top5": "validation top-5 accuracy",
     "pixel_accuracy": "train pixel accuracy", "val_pixel_accuracy": "validation pixel accuracy",
     "val_miou": "validation mean IoU", "val_dice": "validation Dice",
+    "val_box_iou": "validation IoU by box", "val_point_iou": "validation IoU by point",
     "val_boundary_f": "validation boundary F",
     "lr": "learning rate", "images_per_second": "images per second",
 }  # fmt: skip
 _PERCENT = {
     "accuracy", "val_accuracy", "val_top5", "pixel_accuracy", "val_pixel_accuracy", "val_miou",
-    "val_dice", "val_boundary_f",
+    "val_dice", "val_boundary_f", "val_box_iou", "val_point_iou",
 }  # fmt: skip
 
 
@@ -76,6 +77,8 @@ def headline(run: Run) -> Markup:
         card(percent(found.get("mask_map")), f"{where} AP of masks"),
         card(percent(found.get("mask_map50")), f"{where} AP of masks at IoU .5"),
         card(percent(found.get("miou")), f"{where} mean IoU"),
+        card(percent(found.get("box_iou")), f"{where} IoU of what boxes ask for"),
+        card(percent(found.get("point_iou")), f"{where} IoU of what points ask for"),
         card(percent(found.get("pixel_accuracy")), f"{where} pixel accuracy"),
         card(percent(found.get("boundary_f")), f"{where} boundary F"),
         card(number(found.get("loss")), f"{where} loss"),
@@ -118,6 +121,10 @@ def learning(run: Run) -> Markup:
         )
         lines = [Line(name, history[key], style) for name, key, style in pairs]
         charts.append(curves("Validation", epochs, lines, best, True))
+    if history.get("val_box_iou"):
+        kinds = (("by a point", "val_point_iou", "other"), ("by a box", "val_box_iou", "main"))
+        lines = [Line(name, history[key], style) for name, key, style in kinds]
+        charts.append(curves("IoU of what is asked for", epochs, lines, best, True))
     if history.get("val_kid"):  # of adversaries the sum of the losses says nothing
         sides = [("discriminator", "other"), ("generator", "main")]
         lines = [Line(n, history[f"{n}_loss"], s) for n, s in sides if history.get(f"{n}_loss")]

@@ -31,6 +31,7 @@ from sigak.tasks._lesson import Overlap, lesson, middle, planes_of
 
 __all__ = ["TASK", "Prompt", "Question", "Segment", "Segments", "answer", "coco_rows", "questions"]
 
+_TOGETHER = 16  # questions of one form that are answered at once
 _SIMPLE = "sam: say what is meant with --point X,Y, --box X1,Y1,X2,Y2 or --everything"
 
 
@@ -353,25 +354,45 @@ def answer(
     inner, size, matrix = frames
     coarse = 4 * int(embedding.shape[2])
     enlargement = Enlargement(coarse, network.size[0], inner, size)
-    found = []
     for question in asked:
         _refuse_outside(question, size)
-        prompts = _on_canvas(question, matrix, coarse, embedding.device)
+    found: dict[int, list[Segment]] = {}
+    for places in _alike(asked):
+        parts = [_on_canvas(asked[place], matrix, coarse) for place in places]
+        prompts = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        moved = {name: value.to(embedding.device) for name, value in prompts.items()}
         with torch.inference_mode():
-            masks, quality = network.answer(embedding, network.asked(**prompts))
-        masks, quality = masks[0].float().cpu(), quality[0].float().cpu()
-        vague = len(question.points) == 1 and question.box is None and question.mask is None
-        chosen = [1, 2, 3] if every else [1 + int(quality[1:].argmax())] if vague else [0]
-        found += [
-            Segment(enlargement.region(masks[i]), float(quality[i]), question, masks[i].numpy())
-            for i in chosen
-        ]
-    return found
+            masks, quality = network.answer(embedding, network.asked(**moved))
+        for place, mask, score in zip(places, masks.float().cpu(), quality.float().cpu()):
+            found[place] = [
+                Segment(enlargement.region(mask[i]), float(score[i]), asked[place], mask[i].numpy())
+                for i in _chosen(asked[place], score, every)
+            ]
+    return [one for place in sorted(found) for one in found[place]]
 
 
-def _on_canvas(
-    question: Question, matrix: np.ndarray, coarse: int, device: torch.device
-) -> dict[str, Tensor]:
+def _alike(asked: Sequence[Question]) -> list[list[int]]:
+    """Places of questions that are put the same way, a few together."""
+    groups: dict[tuple[int, bool, bool], list[int]] = {}
+    for place, one in enumerate(asked):
+        form = (len(one.points), one.box is not None, one.mask is not None)
+        groups.setdefault(form, []).append(place)
+    return [
+        group[i : i + _TOGETHER]
+        for group in groups.values()
+        for i in range(0, len(group), _TOGETHER)
+    ]
+
+
+def _chosen(question: Question, quality: Tensor, every: bool) -> list[int]:
+    """Which of the four answers are meant."""
+    if every:
+        return [1, 2, 3]
+    vague = len(question.points) == 1 and question.box is None and question.mask is None
+    return [1 + int(quality[1:].argmax())] if vague else [0]
+
+
+def _on_canvas(question: Question, matrix: np.ndarray, coarse: int) -> dict[str, Tensor]:
     def moved(places: Any) -> np.ndarray:
         pairs = np.asarray(places, float).reshape(-1, 2)
         return np.asarray(pairs @ matrix[:2, :2].T + matrix[:2, 2])
@@ -390,7 +411,7 @@ def _on_canvas(
                 f"received {question.mask.shape}"
             )
         found["masks"] = torch.from_numpy(np.asarray(question.mask, np.float32))[None, None]
-    return {name: value.to(device) for name, value in found.items()}
+    return found
 
 
 def _refuse_outside(question: Question, size: tuple[int, int]) -> None:
