@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import sigak
 from sigak import foreign, models
 from sigak.io import weights as files
 from sigak.models._entry import count_parameters
@@ -121,6 +122,16 @@ def test_answers_are_the_packages_own():
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (row.input.mean, row.input.std))
     with torch.no_grad():
         torch.testing.assert_close(network(images), theirs((images - mean) / std))
+
+
+@pytest.mark.slow
+def test_scenes_are_learnt(tmp_path):
+    """docs/segment.md tells of this run; background alone would give about .06."""
+    run = sigak.train(
+        "unet-resnet18", "scenes:2000@32", size=32, epochs=8, batch=16, lr=2e-3, loss="ce+dice",
+        augment="none", out=str(tmp_path / "run"), quiet=True,
+    )  # fmt: skip
+    assert run.evaluation["miou"] > 0.25
 
 
 def test_any_backbone_by_its_name():
