@@ -81,7 +81,7 @@ def test_a_wrong_word(folder, sigak_cli, digits_run):
     refused(sigak_cli("train", "lenet", pets), "did you mean lenet5")
     refused(sigak_cli("models", "resnet81", "--summary"), "did you mean resnet18")
     refused(sigak_cli("models", "resnet81"), "resnet18")
-    refused(sigak_cli("import", "x.pt", "--as", "mpl", "--out", "x"), "did you mean mlp?")
+    refused(sigak_cli("import", "x.pt", "--as", "mpl", "--out", "x"), "did you mean mlp")
     refused(sigak_cli("predict", run, pets, "--prepare", "miror"), "did you mean mirror?")
     refused(sigak_cli("image", pets, "miror", "--out", "x.png"), "did you mean mirror?")
     refused(sigak_cli("image"), "expected a picture")
