@@ -160,7 +160,7 @@ class Predict:
     save: str = _flag(
         "", "a folder for the answers and the pictures with their answers drawn on them"
     )
-    conf: float = _flag(0.0, "detectors: the least score of a box (default 0.25)")
+    conf: float | None = _flag(None, "detectors: the least score of a box (default 0.25)")
     iou: float = _flag(
         0.0,
         "detectors: of two boxes of a class that overlap more, the better stays (default: the "
@@ -398,7 +398,7 @@ def _add(parser: Parser, kind: type, *, sparse: bool) -> None:
         many = f.default_factory is not MISSING
         required = f.default is MISSING and not many
         default = [] if many else f.default
-        shown = "" if required or default in ("", False, []) else f" (default {default})"
+        shown = "" if required or default in ("", False, [], None) else f" (default {default})"
         options: dict[str, Any] = {
             "dest": f.name,
             "help": (meta["help"] + shown).replace("%", "%%"),
@@ -408,10 +408,11 @@ def _add(parser: Parser, kind: type, *, sparse: bool) -> None:
         elif f.type == "list[str]":
             options |= {"action": "append", "required": required, "metavar": meta["metavar"]}
         else:
+            wanted = str(f.type).removesuffix(" | None")
             options |= {
-                "type": _TYPES[str(f.type)],
+                "type": _TYPES[wanted],
                 "required": required,
-                "metavar": str(f.type).upper(),
+                "metavar": wanted.upper(),
             }
         if name == "--pretrained":
             options |= {"nargs": "?", "const": "default"}

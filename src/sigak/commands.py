@@ -202,10 +202,14 @@ def run_predict(values: Values) -> None:
         problems=problems,
         **choices,
     )
+    moving = any(source.moving for source in sources)
     forms = [form for form in ("txt", "coco", "cutouts") if values.get(form)]
+    if moving and "coco" in forms:
+        raise SigakError(
+            "--coco is for pictures; the answers for a video are in its .jsonl, a line a frame"
+        )
     wanted = values["save"] or ("predictions" if forms or values["draw"] else "")
     folder = Path(wanted) if wanted else None
-    moving = any(source.moving for source in sources)
     count = 0
     try:
         with Recorder(folder, predictor.task, forms) as recorder:

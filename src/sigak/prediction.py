@@ -97,7 +97,7 @@ class Predictor:
         if batch < 1:
             raise SigakError(f"--batch must be at least 1, received {batch}")
         self.refuse_generative()
-        start = choices.get("conf") or START
+        start = START if choices.get("conf") is None else choices["conf"]
         if track:
             if self.task.name not in ("detect", "instances"):
                 raise SigakError("--track is for detectors; leave it out")

@@ -67,7 +67,7 @@ class Session:
         answered, with `every` all three.
         """
         asked = Prompts(point=list(points), box=[] if box is None else [box])  # type: ignore[list-item]
-        found = questions(asked) or [Question()]
+        found = questions(asked, known=mask is not None) or [Question()]
         return self.ask_all([Question(found[0].points, found[0].box, mask)], every=every)
 
     def ask_all(self, asked: Sequence[Question], *, every: bool = False) -> Segments:
@@ -79,6 +79,6 @@ class Session:
 
     def everything(self, **settings: Any) -> Segments:
         """Masks of all that is on the picture; settings: fields of `sigak.asking.Prompts`."""
-        settings = {"half": self.half} | settings
-        [found] = self.predictor.predict(self.picture, everything=True, **settings)
+        settings = {"half": self.half} | settings | {"everything": True}
+        [found] = self.predictor.predict(self.picture, **settings)
         return found  # type: ignore[no-any-return]

@@ -99,7 +99,7 @@ def _from_list(path: Path) -> list[Source]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise SigakError(f"{path} should list one path a line, but it is no text") from error
-    words = [line.strip() for line in lines if line.strip()]
+    words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not words:
         raise SigakError(f"{path} should list one path a line, but it is empty")
     found: list[Source] = []

@@ -119,6 +119,21 @@ def test_colours_are_looked_up(tmp_path):
         read(first(data.load(tmp_path, val=0)))
 
 
+def test_gray_colours_are_colours_too(tmp_path):
+    root = tmp_path / "set"
+    shades = {"a": (0, 0, 0), "b": (255, 255, 255), "c": (255, 0, 0)}
+    for name, color in shades.items():
+        picture(root / f"images/{name}.jpg")
+        mask(root / f"masks/{name}.png", np.full((6, 8, 3), color), "RGB")
+    rows = [{"name": name, "color": color} for name, color in (("x", (255, 0, 0)),
+            ("y", (0, 0, 0)), ("z", (255, 255, 255)))]  # fmt: skip
+    (root / "classes.json").write_text(json.dumps(rows))
+    found = data.load(root, val=0)
+    assert found.problems == []
+    labels = [read(r).ravel()[0] for r in found.splits["train"].records]
+    assert labels == [1, 2, 0]
+
+
 def test_a_class_may_state_its_value(tmp_path):
     pair(tmp_path, "a", values(10, 20))
     classes = [{"name": "a", "value": 0}, {"name": "b", "value": 20}, {"name": "c", "value": 10}]
@@ -183,7 +198,7 @@ def test_pairs_that_do_not_fit_are_named(tmp_path):
     assert told["alone.png"] == "has no class map of its name"
     assert "the class map is 6 x 8 (height x width), its picture 6 x 9" in told["wide.png"]
     assert "cut.png" in told
-    with pytest.raises(SigakError, match="3 problems"):
+    with pytest.raises(SigakError, match="3 mistakes"):
         data.load(tmp_path, strict=True)
 
 

@@ -84,7 +84,7 @@ def test_a_bad_line_costs_that_line(tmp_path, line, reason):
     assert place == "a.txt:3"
     assert reason in why
     assert action == "left out"
-    with pytest.raises(SigakError, match=r"1 problems, the first in .*a\.txt:3"):
+    with pytest.raises(SigakError, match=r"1 mistakes in all, the first in .*a\.txt:3"):
         yolo.read(path, strict=True)
 
 

@@ -49,6 +49,31 @@ def test_files_give_what_pictures_give(made_up, fed, write) -> None:
     assert [row["name"] for row in numbers["per_class"]] == [f"class {k}" for k in range(1, 9)]
 
 
+def test_rows_may_name_their_picture_and_class(made_up, write) -> None:
+    known, found = made_up(30)
+    expected = evaluate_files(write("truth.json", known), write("found.json", found))
+    names = {row["id"]: row["name"] for row in known["categories"]}
+    for row in known["images"]:
+        row["file_name"] = f"part/{row['id']}.jpg"
+    other = {"image_id": "x", "category_id": 0, "bbox": [0, 0, 9, 9], "score": 1.0}
+    named = [{**other, "file_name": "part/1.jpg", "category_name": "unheard of"}]
+    for row in found:
+        file = f"/photos/part/{row['image_id']}.jpg"
+        called = {"file_name": file, "category_name": names[row["category_id"]]}
+        named.append(row | {"image_id": "any", "category_id": 77} | called)
+    numbers = evaluate_files(write("truth.json", known), write("named.json", named))
+    assert numbers["map"] == expected["map"]
+    assert numbers["detections"] == expected["detections"]
+
+
+@pytest.mark.parametrize("wrong", [{"area": "x"}, {"bbox": [1, 1, -5, 5]}, {"category_id": True}])
+def test_annotations_that_are_no_numbers_are_named(wrong, made_up, write) -> None:
+    known, found = made_up(5)
+    known["annotations"][0] |= wrong
+    with pytest.raises(SigakError, match="row 0"):
+        evaluate_files(write("truth.json", known), write("found.json", found))
+
+
 def test_an_area_that_is_not_told_is_that_of_the_box(made_up, fed, write) -> None:
     known, found = made_up(20)
     for row in known["annotations"]:

@@ -212,6 +212,11 @@ WRONG = {
     "--point must be X,Y": ["--point", "1;2"],
     "for a point that is not on the object, received '1,2,3'": ["--point", "1,2,3"],
     "--box must be X1,Y1,X2,Y2 with X1 < X2": ["--box", "9,9,3,12"],
+    "--box must be X1,Y1,X2,Y2 with X1 < X2 and Y1 < Y2, received '0,0,inf,9'": [
+        "--box",
+        "0,0,inf,9",
+    ],
+    "leave out --prepare": ["--point", "5,5", "--prepare", "mirror"],
     "at least one point must be on the object": ["--point", "5,5,0"],
     "ask for one object at a time": ["--point", "5,5", "--box", "1,1,9,9", "--box", "2,2,9,9"],
     "--everything asks for all there is": ["--everything", "--point", "5,5"],
@@ -250,11 +255,13 @@ def test_tiny_pictures(size, checkpoint, tmp_path):
     [one] = session.ask(points=[(0.5, 0.5)]).segments
     assert one.region.mask(size).shape == size
     how = {"points_per_side": 2, "pred_iou_thresh": 0, "stability_score_thresh": 0}
+    how["crop_layers"] = 1
     for record in session.everything(**how).asdict()["objects"]:
         assert sum(record["segmentation"]["size"]) == sum(size)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_hundred_megapixels(checkpoint, tmp_path):
     image.save(tmp_path / "large.jpg", np.full((10_000, 10_000, 3), 90, np.uint8))
     session = sigak.Session(checkpoint, tmp_path / "large.jpg")
@@ -269,6 +276,8 @@ def test_several_objects_and_earlier_masks(checkpoint, photo):
     assert session.ask_all(asked).masks.shape == (2, 200, 301)
     apart = sigak.predict(checkpoint, photo, point=[(30, 40), (90, 90)], apart=True)
     assert [len(one.question.points) for one in apart[0].segments] == [1, 1]
+    known = session.ask(points=[(30, 40)]).segments[0].coarse
+    assert len(session.ask(points=[(5, 5, 0)], mask=known)) == 1
     with pytest.raises(SigakError, match=r"coarse logits of an answer, 64x64, received \(8, 8\)"):
         session.ask(points=[(3, 3)], mask=np.zeros((8, 8)))
     with pytest.raises(SigakError, match="say what is meant"):

@@ -32,6 +32,11 @@ def answers(*rows):
     return lambda images: torch.tensor(rows, dtype=torch.float32)[: len(images)]
 
 
+def test_no_two_answers_share_a_file():
+    found = tasks.unique_stems(["a/x.jpg", "b/x.jpg", "x-2.png", "clip.mp4#3"])
+    assert found == ["x", "x-2", "x-2-2", "clip"]
+
+
 def test_every_task_keeps_the_protocol():
     assert tasks.TASKS == ("classify", "detect", "instances", "segment", "generate", "prompt")
     for name in tasks.TASKS:

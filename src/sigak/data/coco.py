@@ -293,7 +293,9 @@ def _object(
     entry: dict[str, Any], labels: Mapping[int, int]
 ) -> tuple[int, list[float], Outline, list[float]]:
     """(label, [x, y, w, h], outline, key points) of an annotation."""
-    label = labels.get(entry["category_id"], -1)
+    if entry["category_id"] not in labels:
+        raise ValueError(f"category {_short(entry['category_id'])} is not in categories")
+    label = labels[entry["category_id"]]
     outline = _outline(entry.get("segmentation"))
     points = [float(value) for value in entry.get("keypoints") or ()]
     if len(points) % 3:
@@ -301,7 +303,10 @@ def _object(
     if "bbox" not in entry and outline and isinstance(outline, list):
         corners = np.concatenate(outline)
         return label, [*corners.min(0), *np.ptp(corners, 0)], outline, points
-    x, y, w, h = map(float, entry["bbox"])
+    box = entry["bbox"]
+    if not isinstance(box, list) or len(box) != 4:
+        raise ValueError(f"bbox must be [left, top, width, height], received {_short(box)}")
+    x, y, w, h = map(float, box)
     return label, [x, y, w, h], outline, points
 
 

@@ -61,8 +61,9 @@ class Findings:
         if self._wrong:
             first = self._wrong[0]
             raise SigakError(
-                f"{self.path} has {len(self._wrong)} problems, the first in {first.source}: "
-                f"{first.reason}; mend them, or read without strict and have them mended"
+                f"{self.path} is refused for its labels, {len(self._wrong)} mistakes in all, the "
+                f"first in {first.source}: {first.reason}; correct them, or leave out --strict and "
+                f"have them mended"
             )
 
 

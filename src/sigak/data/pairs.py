@@ -267,7 +267,7 @@ def _from_file(file: Path, maps: Sequence[str]) -> _Classes:
     known = {place if value is None else value: place for place, (_, value, _) in enumerate(rows)}
     colors = [color for _, _, color in rows if color is not None]
     palette = colors if len(colors) == len(rows) else None
-    if palette and index_map.in_color(maps[0]):  # their values are the places of the colours
+    if palette and any(map(index_map.in_color, maps)):  # their values are the places of the colours
         table = lookup({place: place for place in range(len(rows))})
         return _Classes(names, table, palette, colored=True)
     if known == {0: 0, 1: 1} and _binary(maps):

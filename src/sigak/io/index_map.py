@@ -47,7 +47,7 @@ def read(path: str | Path, colors: Mapping[Color, int] | None = None) -> np.ndar
         return values.astype(np.uint8)
     if values.ndim != 3 or values.shape[2] != 3:
         raise SigakError(f"{path} is of the kind {image.mode}; a class map is gray or paletted")
-    if (values == values[..., :1]).all():
+    if not colors and (values == values[..., :1]).all():
         return np.ascontiguousarray(values[..., 0])
     return _looked_up(path, values, colors)
 

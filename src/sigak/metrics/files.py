@@ -26,10 +26,12 @@ def evaluate_files(
     of {"image_id", "category_id", "bbox": [left, top, width, height], "score"}.
 
     Every picture of `truth` counts, also one without detections; classes are in the order of their
-    ids. Where all rows of both files have a "segmentation" the masks are measured too, and a
-    detection may lack its box, which is then that of its mask. With kind "masks" they are measured
-    alone: count, COCO's twelve numbers and per_class. Raises SigakError where a file cannot be read
-    or names what the other does not have.
+    ids. Rows with a file_name and a category_name, as `sigak predict --coco` writes them, are those
+    of the picture and class so called; other classes than those of `truth` do not count. Where all
+    rows of both files have a "segmentation" the masks are measured too, and a detection may lack
+    its box, which is then that of its mask. With kind "masks" they are measured alone: count,
+    COCO's twelve numbers and per_class. Raises SigakError where a file cannot be read or names what
+    the other does not have.
     """
     if kind not in ("boxes", "masks"):
         raise SigakError(f"kind must be boxes or masks, received {kind!r}")
@@ -41,6 +43,7 @@ def evaluate_files(
     pictures = sorted(_ids(known, "images", truth))
     names = _ids(known, "categories", truth)
     classes = [str(names[key].get("name", key)) for key in sorted(names)]
+    found = _by_name(found, known["images"], names)
     shape = "bbox" if kind == "boxes" else "segmentation"
     outlined = bool(found) and all(
         isinstance(row, dict) and row.get("segmentation") for row in found
@@ -52,6 +55,10 @@ def evaluate_files(
     if kind == "masks":
         return _masks(known, found, classes)
     outlined &= all(row.get("segmentation") for row in known["annotations"])
+    own = [row.get("area") for row in known["annotations"]]
+    for place, area in enumerate(own):
+        if not (area is None or _sound("area", area)):
+            raise SigakError(f"{truth}: row {place} has no usable area, received {area!r}")
     columns = _columns(known["annotations"], pictures, sorted(names))
     areas = columns["boxes"][:, 2:].prod(1)
     own = [row.get("area") for row in known["annotations"]]
@@ -93,6 +100,27 @@ def _ids(known: dict[str, Any], part: str, path: str | Path) -> dict[int, dict[s
     return {row["id"]: row for row in rows}
 
 
+def _by_name(found: list[Any], images: _Rows, names: dict[int, dict[str, Any]]) -> list[Any]:
+    """The rows that name their picture and class with the numbers of both in the annotations."""
+    classes = {row.get("name"): key for key, row in names.items()}
+    files: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+    for image in images:
+        parts = Path(str(image.get("file_name", ""))).parts
+        files.setdefault(parts[-1] if parts else "", []).append((parts, image["id"]))
+    rows = []
+    for row in found:
+        if not (isinstance(row, dict) and {"file_name", "category_name"} <= set(row)):
+            rows.append(row)
+        elif row["category_name"] in classes:
+            parts = Path(str(row["file_name"])).parts
+            alike = files.get(parts[-1] if parts else "", [])
+            # Of pictures with one name the one in the same folders.
+            exact = [one for one in alike if parts[-len(one[0]) :] == one[0]] or alike
+            number = exact[0][1] if len(exact) == 1 else row.get("image_id")
+            rows.append(row | {"image_id": number, "category_id": classes[row["category_name"]]})
+    return rows
+
+
 def _check(
     rows: Any, pictures: list[int], names: dict[int, Any], fields: tuple[str, ...], path: str | Path
 ) -> None:
@@ -104,7 +132,8 @@ def _check(
         if not isinstance(row, dict):
             raise SigakError(f"{path}: row {place} must be an object, received {row!r}")
         for key, values in allowed.items():
-            if not isinstance(row.get(key), int) or row[key] not in values:
+            number = row.get(key)
+            if not isinstance(number, int) or isinstance(number, bool) or number not in values:
                 raise SigakError(
                     f"{path}: row {place} has the {key} {row.get(key)!r}, which the annotations do "
                     "not list"
@@ -120,9 +149,10 @@ def _sound(field: str, value: Any) -> bool:
         return isinstance(value, list | dict)
     numbers = value if isinstance(value, list) else [value]
     wanted = 4 if field == "bbox" else 1
-    return len(numbers) == wanted and all(
-        isinstance(n, int | float) and np.isfinite(n) for n in numbers
+    sound = len(numbers) == wanted and all(
+        isinstance(n, int | float) and not isinstance(n, bool) and np.isfinite(n) for n in numbers
     )
+    return sound and (field != "bbox" or min(numbers[2:]) >= 0)
 
 
 def _columns(rows: _Rows, pictures: list[int], categories: list[int]) -> dict[str, np.ndarray]:

@@ -287,5 +287,6 @@ MODELS = {
             "size": (64, 64), "dim": 32, "hidden": 64, "widths": (16, 32, 32, 32),
         },
         paper="https://arxiv.org/abs/2306.14289",
+        skip={"export": "tracing takes the sides of its windows for numbers that may change"},
     ),
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -29,6 +30,8 @@ _LARGEST_HALF = 65504.0
 
 def _packages() -> tuple[Any, Any]:
     """The modules onnx and onnxruntime; SigakError where they are not installed."""
+    # Its import makes a number for this machine, to be sent with what it notes down.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnx
         import onnxruntime

@@ -20,7 +20,7 @@ from sigak.augment.pipeline import Pipeline
 from sigak.recipe import Recipe
 from sigak.structures import Batch, Sample, SigakError
 
-__all__ = ["Metric", "Result", "Task", "create", "needs"]
+__all__ = ["Metric", "Result", "Task", "create", "needs", "unique_stems"]
 
 TASKS = ("classify", "detect", "instances", "segment", "generate", "prompt")
 
@@ -152,6 +152,19 @@ class Task(ABC):
         """Write the results in the usual format of the field, and in other `forms` by name where
         the task has some; returns the files.
         """
+
+
+def unique_stems(sources: Sequence[str]) -> list[str]:
+    """A file name without ending for each source, its own where no earlier source has it."""
+    taken: dict[str, None] = {}
+    for source in sources:
+        stem = Path(source).stem.replace("#", "-")
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken[name] = None
+    return list(taken)
 
 
 def create(

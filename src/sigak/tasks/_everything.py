@@ -54,6 +54,8 @@ def everything(
     """
     size = (pixels.shape[0], pixels.shape[1])
     parts = list(crops(size, asked.crop_layers, asked.crop_overlap))
+    # Of a picture a few pixels wide some parts are empty.
+    parts = [part for part in parts if part[0][0] < part[0][2] and part[0][1] < part[0][3]]
     found: list[Found] = []
     for crop, layer in parts:
         found += _of_crop(network, pixels, preparation, asked, (crop, layer, device))

@@ -25,7 +25,7 @@ from sigak.ops.boxes import clip, transform_boxes, xyxy_to_cxcywh, xyxy_to_xywh
 from sigak.ops.nms import nms
 from sigak.ops.outlines import codes, polygons_of
 from sigak.structures import Batch, Instances, Sample, SigakError
-from sigak.tasks import Task
+from sigak.tasks import Task, unique_stems
 
 if TYPE_CHECKING:
     import supervision
@@ -124,12 +124,14 @@ class Detect(Task):
     def answering(self, **choices: Any) -> Detect:
         """The same task with predict's choices: conf (default .25), iou, classes (names)."""
         told = copy(self)
-        told.conf = choices.pop("conf", None) or _SHOWN_FROM
+        conf = choices.pop("conf", None)
+        told.conf = _SHOWN_FROM if conf is None else conf
         told.iou = choices.pop("iou", None) or 0.0
         for flag, value in (("--conf", told.conf), ("--iou", told.iou)):
             if not 0 <= value <= 1:
                 raise SigakError(f"{flag} must be between 0 and 1, received {value}")
         wanted = choices.pop("classes", None) or ()
+        wanted = [wanted] if isinstance(wanted, str) else wanted
         strange = [name for name in wanted if name not in self.classes]
         if strange:
             raise SigakError(
@@ -222,8 +224,9 @@ class Detect(Task):
             texts["coco.json"] = _json(coco_rows(results))
         if "txt" in forms:
             (folder / "labels").mkdir(exist_ok=True)
-            for result in results:
-                texts[f"labels/{Path(result.source).stem}.txt"] = yolo_lines(result)
+            names = unique_stems([result.source for result in results])
+            for name, result in zip(names, results, strict=True):
+                texts[f"labels/{name}.txt"] = yolo_lines(result)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         return [folder / name for name in texts]
@@ -270,15 +273,16 @@ def _surface(polygon: np.ndarray) -> float:
 def coco_rows(results: Sequence[Detections]) -> list[dict[str, Any]]:
     """The boxes, and masks, as COCO's result files have them; image_id is the picture's file name
     without its ending, as a number where it is one, and category_id counts from 0 in the
-    checkpoint's order.
+    checkpoint's order; file_name and category_name tell which they are in any other numbering.
     """
     rows = []
-    for result in results:
-        stem = Path(result.source).stem
+    for stem, result in zip(unique_stems([r.source for r in results]), results, strict=True):
         image_id = int(stem) if stem.isdecimal() else stem
+        known = {"image_id": image_id, "file_name": result.source}
         boxes = xyxy_to_xywh(result.instances.boxes.double()).tolist()
         found = [
-            {"image_id": image_id, "category_id": k, "bbox": box, "score": score}
+            known
+            | {"category_id": k, "category_name": result.classes[k], "bbox": box, "score": score}
             for k, box, score in zip(
                 result.instances.labels.tolist(), boxes, result.scores.tolist(), strict=True
             )

@@ -8,6 +8,7 @@ appendix A: see `sigak.tasks._lesson`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from sigak.io import image as images
 from sigak.ops.outlines import code_of, run_lengths
 from sigak.ops.regions import Enlargement, Region
 from sigak.structures import Batch, Instances, Sample, SigakError
-from sigak.tasks import Task
+from sigak.tasks import Task, unique_stems
 from sigak.tasks._everything import Found, everything, precise
 from sigak.tasks._lesson import Overlap, lesson, middle, planes_of
 
@@ -166,6 +167,7 @@ class Prompt(Task):
         found = []
         for place, size in enumerate(batch.sizes):
             frames = (inner, size, batch.matrix[place].cpu().numpy())
+            _refuse_prepared(*frames)
             one = embedded[place : place + 1]
             masks = answer(network.network, one, wanted[place], frames, every=asked.all_masks)
             found.append(Segments(batch.sources[place], size, masks, _origin(batch, place)))
@@ -176,6 +178,8 @@ class Prompt(Task):
         origin = _origin(batch, place)
         if self.asked is None or origin is None:
             raise SigakError("--everything looks at pictures as they lie in their files")
+        inner = (int(batch.images.shape[2]), int(batch.images.shape[3]))
+        _refuse_prepared(inner, batch.sizes[place], batch.matrix[place].cpu().numpy())
         pixels = images.read(getattr(origin, "pixels", origin))
         network = engine.network
         preparation = images.Preparation(network.size, "rgb", "longest", resample="antialias")
@@ -190,14 +194,14 @@ class Prompt(Task):
         """`image` (H, W, 3) as the file has it, every mask in a colour of its own."""
         regions = [one.region for one in result.segments]
         order = sorted(range(len(regions)), key=lambda i: -regions[i].area)
-        canvas = image.astype(np.float32)
+        canvas = np.array(image)
         for i in order:  # the smallest on top
             x1, y1, x2, y2 = regions[i].box
             part, inside = canvas[y1:y2, x1:x2], regions[i].patch
             color = np.array(draw.color_of(i), np.float32)
-            part[inside] = 0.5 * part[inside] + 0.5 * color
+            part[inside] = np.rint(0.5 * part[inside] + 0.5 * color)
             part[_rim(inside)] = color
-        return np.rint(canvas).astype(np.uint8)
+        return canvas
 
     def save(
         self, results: Sequence[Segments], folder: Path, forms: Sequence[str] = ()
@@ -205,6 +209,8 @@ class Prompt(Task):
         """predictions.json, as --json prints it; form "coco": coco.json, a COCO result file with
         masks; "cutouts": cutouts/NAME-NUMBER.png, the objects alone on a transparent ground.
         """
+        if "txt" in forms:
+            raise SigakError("--txt is for detectors; --coco writes masks")
         folder.mkdir(parents=True, exist_ok=True)
         texts = {"predictions.json": [r.asdict() for r in results]}
         if "coco" in forms:
@@ -214,8 +220,9 @@ class Prompt(Task):
             (folder / name).write_text(text, encoding="utf-8")
         paths = [folder / name for name in texts]
         if "cutouts" in forms:
-            for result in results:
-                paths += _cut_out(result, folder / "cutouts")
+            names = unique_stems([result.source for result in results])
+            for name, result in zip(names, results, strict=True):
+                paths += _cut_out(result, folder / "cutouts" / name)
         return paths
 
 
@@ -246,14 +253,14 @@ def _code(region: Region, size: tuple[int, int]) -> dict[str, Any]:
     return {"size": list(size), "counts": code["counts"].decode()}
 
 
-def _cut_out(result: Segments, folder: Path) -> list[Path]:
+def _cut_out(result: Segments, stem: Path) -> list[Path]:
     origin = getattr(result.origin, "pixels", result.origin)
     pixels, paths = images.read(origin), []
     for number, one in enumerate(result.segments, 1):
         x1, y1, x2, y2 = one.region.box
         if one.region.area:
             ground = 255 * one.region.patch[..., None].astype(np.uint8)
-            paths.append(folder / f"{Path(result.source).stem}-{number:03d}.png")
+            paths.append(stem.with_name(f"{stem.name}-{number:03d}.png"))
             images.save(paths[-1], np.concatenate([pixels[y1:y2, x1:x2], ground], axis=2))
     return paths
 
@@ -264,6 +271,13 @@ def _rim(inside: np.ndarray) -> np.ndarray:
     core = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
     rim: np.ndarray = inside & ~core
     return rim
+
+
+def _refuse_prepared(inner: tuple[int, int], size: tuple[int, int], matrix: np.ndarray) -> None:
+    """SigakError where a picture is not whole and upright on its canvas `inner` (H, W)."""
+    whole = np.diag([inner[1] / size[1], inner[0] / size[0], 1.0])
+    if not np.allclose(matrix, whole, rtol=0.02, atol=0.02):
+        raise SigakError("prompts mean places of the file as it is; leave out --prepare")
 
 
 def _of_truth(truth: Instances) -> list[Question]:
@@ -290,9 +304,10 @@ def _segment(found: Found) -> Segment:
 # ------------------------------------------------------------------ questions
 
 
-def questions(asked: Prompts) -> list[Question]:
+def questions(asked: Prompts, known: bool = False) -> list[Question]:
     """What the prompts mean: each box an object, or all points one object, with `apart` each its
-    own; points beside one box belong to it.
+    own; points beside one box belong to it. known: an earlier mask already says what is meant, so
+    that points may all be off the object.
     """
     points = [_point(one) for one in asked.point]
     boxes = [_box(one) for one in asked.box]
@@ -308,7 +323,7 @@ def questions(asked: Prompts) -> list[Question]:
         )
     if boxes:
         return [Question(tuple(points), box) for box in boxes]
-    if points and not any(on for *_, on in points):
+    if points and not known and not any(on for *_, on in points):
         raise SigakError("at least one point must be on the object: add --point X,Y without ,0")
     return [Question(tuple(points))] if points else []
 
@@ -316,9 +331,12 @@ def questions(asked: Prompts) -> list[Question]:
 def _numbers(words: Any, flag: str, expected: str) -> list[float]:
     try:
         parts = words.split(",") if isinstance(words, str) else words
-        return [float(part) for part in parts]
+        found = [float(part) for part in parts]
     except (TypeError, ValueError):
-        raise SigakError(f"{flag} must be {expected}, received {words!r}") from None
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
+        raise SigakError(f"{flag} must be {expected}, received {words!r}")
+    return found
 
 
 def _point(words: Any) -> tuple[float, float, int]:

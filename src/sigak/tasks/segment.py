@@ -25,7 +25,7 @@ from sigak.augment.pipeline import Pipeline
 from sigak.io import index_map
 from sigak.ops.outlines import codes
 from sigak.structures import IGNORE, Batch, Masks, Sample, SigakError
-from sigak.tasks import Task
+from sigak.tasks import Task, unique_stems
 from sigak.tasks._windows import Views, best_classes, highest, sliding
 
 __all__ = ["TASK", "Overlap", "Segment", "Segmentation", "coco_rows"]
@@ -212,13 +212,8 @@ class Segment(Task):
             raise SigakError("--txt is for detectors; the maps folder holds the class maps")
         folder.mkdir(parents=True, exist_ok=True)
         rows, files = [], []
-        taken: set[str] = set()
-        for result in results:
-            stem = Path(result.source).stem.replace("#", "-")
-            name, number = stem, 1
-            while name in taken:
-                name, number = f"{stem}-{number + 1}", number + 1
-            taken.add(name)
+        names = unique_stems([result.source for result in results])
+        for name, result in zip(names, results, strict=True):
             files.append(folder / "maps" / f"{name}.png")
             index_map.save(files[-1], result.class_map, self.colors)
             rows.append(result.asdict() | {"map": f"maps/{name}.png"})
