@@ -119,6 +119,13 @@ def test_colours_are_looked_up(tmp_path):
         read(first(data.load(tmp_path, val=0)))
 
 
+def test_pictures_of_one_name_share_a_map(tmp_path):
+    pair(tmp_path / "set", "a")
+    picture(tmp_path / "set/images/a.png")
+    found = data.load(tmp_path / "set", val=0)
+    assert [Path(r.source).name for r in found.splits["train"].records] == ["a.jpg", "a.png"]
+
+
 def test_gray_colours_are_colours_too(tmp_path):
     root = tmp_path / "set"
     shades = {"a": (0, 0, 0), "b": (255, 255, 255), "c": (255, 0, 0)}

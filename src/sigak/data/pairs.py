@@ -167,12 +167,15 @@ def _pairs(
 ) -> Iterator[tuple[str, str | None]]:
     """Each picture and its map, None where it has none."""
     targets = dict(_by_stem(maps))
-    sources = dict(_by_stem(pictures))
-    for stem in listed if listed is not None else sources:
+    sources = list(_by_stem(pictures))
+    if listed is not None:
+        known = dict(sources)
+        sources = [(stem, known.get(stem, str(pictures / stem))) for stem in listed]
+    for stem, source in sources:
         city = stem.removesuffix("_leftImg8bit")
         names = [stem, *(f"{city}{ending}" for ending in _CITY_ENDINGS)]
         target = next((targets[name] for name in names if name in targets), None)
-        yield sources.get(stem, str(pictures / stem)), target
+        yield source, target
 
 
 def _by_stem(folder: Path) -> Iterator[tuple[str, str]]:
