@@ -30,6 +30,7 @@ _SYSTEM_FONTS = (
     "malgun.ttf",
 )
 _VEIL = 0.45  # how much of a mask's colour covers the picture
+_STRIP = 1 << 20  # pixels that are coloured at a time: large pictures need little memory besides
 _MARGIN = 4  # pixels between pictures, and between a picture and its caption
 
 
@@ -108,15 +109,21 @@ def class_map(
 
     labels (H, W) uint8.
     """
-    picture = _rgb(image)
+    picture = np.array(_rgb(image))
     inks = np.zeros((256, 3), np.float32)
     inks[: len(colors)] = colors
-    shown = (inks.any(1) & (np.arange(256) < len(classes)))[labels]
-    mixed = 0.45 * picture + 0.55 * inks[labels]
-    canvas = Image.fromarray(np.where(shown[..., None], np.rint(mixed), picture).astype(np.uint8))
+    inked = inks.any(1) & (np.arange(256) < len(classes))
+    counts = np.zeros(256, np.int64)
+    step = max(1, _STRIP // picture.shape[1])
+    for top in range(0, len(picture), step):
+        part, values = picture[top : top + step], labels[top : top + step]
+        mixed = np.rint(0.45 * part + 0.55 * inks[values]).astype(np.uint8)
+        np.copyto(part, mixed, where=inked[values][..., None])
+        counts += np.bincount(values.ravel(), minlength=256)
+    counts[~inked] = 0
+    canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas)
     size = max(10, round(max(canvas.size) / 48))
-    counts = np.bincount(labels[shown], minlength=1)
     top = 2
     for label in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
         font, words = _font_for(classes[label], size)

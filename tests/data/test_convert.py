@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +181,24 @@ def test_links_no_pictures_and_refusals(tmp_path):
         convert(made, tmp_path / "new", "cocoa")
     with pytest.raises(SigakError, match="does not exist"):
         convert(tmp_path / "nowhere", tmp_path / "new", "coco")
+    convert(made, tmp_path / "yolo", "yolo")
+    with pytest.raises(SigakError, match="lies within"):
+        convert(tmp_path / "yolo", tmp_path / "yolo/coco", "coco")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no size limit there")
+def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path):
+    convert(make(tmp_path / "made"), tmp_path / "yolo", "yolo")
+    code = (
+        "import resource, sys; from sigak.data.convert import convert\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))\n"
+        "convert(sys.argv[1], sys.argv[2], 'yolo')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "yolo"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "SigakError" in done.stderr and "too large" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.data

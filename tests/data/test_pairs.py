@@ -228,6 +228,20 @@ def test_maps_with_loss_and_with_large_values_are_refused(tmp_path):
         data.load(tmp_path)
 
 
+def test_a_map_without_values_costs_only_its_picture(tmp_path):
+    pair(tmp_path, "a", values(1, 2))
+    pair(tmp_path, "b")
+    mask(tmp_path / "masks/b.png", np.arange(144).reshape(6, 8, 3), "RGB")
+    pair(tmp_path, "c")
+    Image.fromarray(values(1).astype(np.uint16) * 1000).save(tmp_path / "masks/c.png")
+    found = data.load(tmp_path, val=0)
+    assert [Path(r.source).name for r in found.splits["train"].records] == ["a.jpg"]
+    reasons = {Path(p.source).name: p.reason for p in found.problems}
+    assert "in colour" in reasons["b.png"] and "0 to 1000" in reasons["c.png"]
+    with pytest.raises(SigakError, match="in colour"):
+        data.load(tmp_path, val=0, strict=True)
+
+
 def test_nothing_but_ignored_pixels(tmp_path):
     pair(tmp_path, "a", np.full((6, 8), 255, np.uint8))
     with pytest.raises(SigakError, match="every pixel of every class map is 255"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -54,8 +55,8 @@ def convert(
     where nothing is lost by it and `outlines` is true. What was wrong in the source is mended, or
     refused when `strict`.
 
-    Raises SigakError for an unknown format, a destination that holds something, a source that
-    cannot be read.
+    Raises SigakError for an unknown format, a destination that holds something or lies within the
+    source, a source that cannot be read, a disk that is full; then nothing is left behind.
     """
     if to not in FORMATS:
         near = get_close_matches(str(to), FORMATS, 1)
@@ -64,21 +65,25 @@ def convert(
     folder = Path(destination).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SigakError(f"{folder} holds something already; name a new or an empty folder")
+    if not isinstance(source, Dataset):
+        within = Path(source).expanduser().resolve()
+        if within.is_dir() and folder.resolve().is_relative_to(within):
+            raise SigakError(f"{folder} lies within {source}; name a folder outside of it")
     facts = None
     if isinstance(source, Dataset):
         dataset = _measured(source)
     else:
         dataset, facts = _read(Path(source).expanduser(), strict)
     names = _names(dataset)
-    folder.mkdir(parents=True, exist_ok=True)
-    if to == "coco":
-        lost = coco.write(dataset, folder, names, facts)
-    elif to == "yolo":
-        lost = yolo.write(dataset, folder, names, outlines=outlines)
-    else:
-        lost = voc.write(dataset, folder, names)
-    if images:
-        _place_pictures(dataset, folder, FORMATS[to].picture_folder, names, link)
+    with _whole(folder):
+        if to == "coco":
+            lost = coco.write(dataset, folder, names, facts)
+        elif to == "yolo":
+            lost = yolo.write(dataset, folder, names, outlines=outlines)
+        else:
+            lost = voc.write(dataset, folder, names)
+        if images:
+            _place_pictures(dataset, folder, FORMATS[to].picture_folder, names, link)
     return Conversion(
         folder,
         {name: len(split) for name, split in dataset.splits.items()},
@@ -89,6 +94,19 @@ def convert(
         lost,
         dataset.problems,
     )
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """A new or empty folder that is filled, or removed again where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise SigakError(f"{folder} cannot be written: {error}") from error
+        raise
 
 
 def recognize(path: Path) -> str:

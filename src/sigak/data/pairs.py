@@ -59,6 +59,7 @@ class _Classes:
     table: np.ndarray
     palette: list[tuple[int, int, int]] | None = None
     colored: bool = False  # maps in colour are read by the palette
+    unreadable: frozenset[str] = frozenset()  # maps that hold no classes
 
 
 def recognize(path: Path, *, wanted: bool = False) -> bool:
@@ -92,9 +93,9 @@ def read(path: str | Path, strict: bool = False) -> Dataset:
     if not pairs:
         reason = f": {findings.problems[0].reason}" if findings.problems else ""
         raise SigakError(f"expected pictures with class maps in {root}, received none{reason}")
+    classes = _classes(root, [str(target) for _, target, _ in pairs], findings)
     if strict:
         findings.refuse()
-    classes = _classes(root, [str(target) for _, target, _ in pairs], findings)
     colors = None
     if classes.colored and classes.palette:
         colors = {color: value for value, color in enumerate(classes.palette)}
@@ -104,8 +105,10 @@ def read(path: str | Path, strict: bool = False) -> Dataset:
             records = [
                 Record(source, size=size, class_map=ClassMap(target, classes.table, size, colors))
                 for source, target, size in found[name]
+                if target not in classes.unreadable
             ]
-            splits[name] = Split(name, records)
+            if records:
+                splits[name] = Split(name, records)
     return Dataset(
         root.name, classes.names, splits, problems=findings.problems, root=root,
         palette=classes.palette,
@@ -238,15 +241,23 @@ def _from_values(
     maps: Sequence[str], palette: list[tuple[int, int, int]] | None, findings: Findings
 ) -> _Classes:
     """Every value that occurs is a class."""
+    found: set[int] = set()
+    unreadable: dict[str, str] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        found: set[int] = set()
-        for values in pool.map(lambda path: np.unique(index_map.read(path)).tolist(), maps):
-            found.update(values)
+        for path, values in zip(maps, pool.map(_values, maps), strict=True):
+            if isinstance(values, str):
+                unreadable[path] = values
+                findings.add(path, values.removeprefix(f"{path} "), "picture skipped")
+            else:
+                found.update(values)
+    if len(unreadable) == len(maps):
+        raise SigakError(unreadable[maps[0]])
     if found == {0, IGNORE}:
         findings.note(
             Path(maps[0]).parent, "the maps hold 0 and 255 alone", "taken as background, foreground"
         )
-        return _Classes([BACKGROUND, "foreground"], lookup({0: 0, IGNORE: 1}))
+        binary = lookup({0: 0, IGNORE: 1})
+        return _Classes([BACKGROUND, "foreground"], binary, unreadable=frozenset(unreadable))
     values = sorted(found - {IGNORE})
     if not values:
         raise SigakError(
@@ -256,7 +267,15 @@ def _from_values(
     names = [str(value) for value in values]
     known = {value: label for label, value in enumerate(values)}
     colors = [palette[v] for v in values] if palette and values[-1] < len(palette) else None
-    return _Classes(names, lookup(known), colors)
+    return _Classes(names, lookup(known), colors, unreadable=frozenset(unreadable))
+
+
+def _values(path: str) -> list[int] | str:
+    """The values of a map, or in words why it is none."""
+    try:
+        return [int(value) for value in np.unique(index_map.read(path))]
+    except SigakError as error:
+        return str(error)
 
 
 def _from_file(file: Path, maps: Sequence[str]) -> _Classes:

@@ -59,8 +59,8 @@ class Segmentation:
     @cached_property
     def pixels(self) -> list[int]:
         """How many pixels of each class there are."""
-        counts = np.bincount(self.class_map.ravel(), minlength=len(self.classes))
-        return [int(count) for count in counts[: len(self.classes)]]
+        labels = self.class_map
+        return [int(np.count_nonzero(labels == k)) for k in range(len(self.classes))]
 
     @property
     def scores(self) -> np.ndarray:
@@ -232,11 +232,15 @@ def coco_rows(result: Segmentation) -> list[dict[str, Any]]:
     """
     stem = Path(result.source).stem
     image_id = int(stem) if stem.isdecimal() else stem
-    shown = [k for k, count in enumerate(result.pixels) if count]
-    masks = Masks.of(result.class_map == np.array(shown, np.uint8)[:, None, None])
+    labels = result.class_map
     return [
-        {"image_id": image_id, "category_id": k, "segmentation": code}
-        for k, code in zip(shown, codes(masks), strict=True)
+        {
+            "image_id": image_id,
+            "category_id": k,
+            "segmentation": codes(Masks.of(labels[None] == k))[0],
+        }
+        for k, count in enumerate(result.pixels)
+        if count
     ]
 
 
