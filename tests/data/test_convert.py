@@ -197,7 +197,8 @@ def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path):
     )
     command = [sys.executable, "-c", code, str(tmp_path / "yolo"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert "SigakError" in done.stderr and "too large" in done.stderr
+    assert "SigakError" in done.stderr
+    assert "too large" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
