@@ -212,14 +212,15 @@ def test_what_mask_rcnn_finds_is_what_torchvision_finds():
         raw = network(images)
         (reference,) = theirs(network)(list(images))
     assert [tuple(part.shape) for part in raw] == [
-        (1, 100, 4), (1, 100), (1, 100), (1, 100, 28, 28),
+        (1, 100, 4), (1, 100), (1, 100), *((1, 16, 64 // s, 64 // s) for s in (4, 8, 16, 32)),
     ]  # fmt: skip
     (found,) = network.decode(raw, SIZE, 0.0)
     torch.testing.assert_close(found.boxes, reference["boxes"])
-    pasted = paste_masks_in_image(raw[3][0][:, None], found.boxes, SIZE)
+    pasted = paste_masks_in_image(found.soft.probabilities[:, None], found.boxes, SIZE)
     torch.testing.assert_close(pasted, reference["masks"])
     some = network.decode(raw, SIZE, float(found.scores[10]))[0]
-    assert torch.equal(some.soft.probabilities, raw[3][0, :10])
+    torch.testing.assert_close(some.soft.probabilities, found.soft.probabilities[:10])
+    assert len(network.decode(raw, SIZE, 1.0)[0].soft) == 0
 
 
 def test_masks_are_stretched_as_torchvision_stretches_them():

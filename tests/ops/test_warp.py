@@ -1,8 +1,18 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
-from sigak.ops.warp import FILLS, add_noise, blend, is_exact, recolor, warp_cpu, warp_device
+from sigak.ops.warp import (
+    FILLS,
+    add_noise,
+    blend,
+    is_exact,
+    recolor,
+    stretch,
+    warp_cpu,
+    warp_device,
+)
 from sigak.structures import SigakError
 
 
@@ -149,3 +159,10 @@ def test_noise_and_blend() -> None:
 def test_an_unknown_fill_is_refused() -> None:
     with pytest.raises(SigakError, match="reflect, nearest, constant, received 'wrap'"):
         warp_cpu(smooth(1, 8, 8, 1), np.eye(3)[None], (8, 8), "wrap")
+
+
+@pytest.mark.parametrize("size", [(31, 50), (7, 9), (1, 3)])
+def test_a_plane_is_stretched_as_pytorch_does(size):
+    plane = torch.rand(13, 17, generator=torch.Generator().manual_seed(0))
+    expected = functional.interpolate(plane[None, None], size, mode="bilinear")[0, 0]
+    torch.testing.assert_close(stretch(plane.T.contiguous().T, size), expected)

@@ -222,19 +222,36 @@ class FasterRCNN(Detector):
         """
         if truth is None:
             return self.raw(images)
-        found = self._run(images, _targets(truth, images.device))[1]
+        targets, batch = _targets(truth, images.device), _image_list(images)
+        with _stages(self.net, self._features(images), learning=True) as features:
+            proposals, first = self.net.rpn(batch, features, targets)
+            _, second = self.net.roi_heads(features, proposals, batch.image_sizes, targets)
+        found = first | second
         parts = {ours: found[theirs] for ours, theirs in _LOSSES.items() if theirs in found}
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
-    def raw(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def raw(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) in [0, 1] -> boxes (B, 100, 4), scores and labels (B, 100)."""
-        return self._padded(self._run(images, None)[0])
+        return self._boxes(images, self._features(images))
 
-    def _padded(self, found: Any) -> tuple[Tensor, Tensor, Tensor]:
-        boxes = [F.pad(f["boxes"], (0, 0, 0, _MOST - len(f["boxes"]))) for f in found]
-        scores = [F.pad(f["scores"], (0, _MOST - len(f["scores"]))) for f in found]
-        labels = [F.pad(f["labels"] - 1, (0, _MOST - len(f["labels"]))) for f in found]
-        return torch.stack(boxes), torch.stack(scores), torch.stack(labels)
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        """The pyramid's maps by torchvision's names."""
+        features: dict[str, Tensor] = self.net.backbone(self.normalize(images))
+        return features
+
+    def _boxes(self, images: Tensor, features: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        heads, batch = self.net.roi_heads, _image_list(images)
+        with _stages(self.net, features, learning=False) as features:
+            proposals, _ = self.net.rpn(batch, features)
+            pooled = heads.box_head(heads.box_roi_pool(features, proposals, batch.image_sizes))
+            judged = heads.box_predictor(pooled)
+            found = heads.postprocess_detections(*judged, proposals, batch.image_sizes)
+        boxes, scores, labels = found
+        return (
+            torch.stack([F.pad(one, (0, 0, 0, _MOST - len(one))) for one in boxes]),
+            torch.stack([F.pad(one, (0, _MOST - len(one))) for one in scores]),
+            torch.stack([F.pad(one - 1, (0, _MOST - len(one))) for one in labels]),
+        )
 
     def decode(self, raw: Any, size: tuple[int, int], conf: float) -> list[Instances]:
         """The boxes that score above `conf`."""
@@ -242,20 +259,6 @@ class FasterRCNN(Detector):
             Instances(boxes, labels.long(), scores)[scores > conf]
             for boxes, scores, labels in zip(*raw, strict=True)
         ]
-
-    def _run(self, images: Tensor, targets: list[dict[str, Tensor]] | None) -> tuple[Any, Any]:
-        """What is found and, with targets, the losses by torchvision's names."""
-        features = self.net.backbone(self.normalize(images))
-        batch = _image_list(images)
-        # Half precision has too few digits for the corners of proposals.
-        with (
-            _learning(self.net, targets is not None),
-            torch.autocast(images.device.type, enabled=False),
-        ):
-            features = {name: level.float() for name, level in features.items()}
-            proposals, first = self.net.rpn(batch, features, targets)
-            found, second = self.net.roi_heads(features, proposals, batch.image_sizes, targets)
-        return found, first | second
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,8 +294,8 @@ class MaskRCNN(FasterRCNN):
     """`FasterRCNN` with a third branch that draws a mask of 28 x 28 into each box; its hidden
     layers have `width` channels.
 
-    Raw output: as of `FasterRCNN`, and the probabilities (B, 100, 28, 28) that a part of the box
-    belongs to the object.
+    Raw output: as of `FasterRCNN`, and the pyramid's maps of strides 4 to 32, from which masks are
+    drawn for those boxes alone that are asked for.
     """
 
     head = ("net.roi_heads.box_predictor", "net.roi_heads.mask_predictor")
@@ -311,17 +314,25 @@ class MaskRCNN(FasterRCNN):
             raise SigakError("Mask R-CNN learns from masks, and these objects have boxes alone")
         return super().forward(images, truth)
 
-    def _padded(self, found: Any) -> Any:
-        masks = [F.pad(f["masks"][:, 0], (0,) * 5 + (_MOST - len(f["masks"]),)) for f in found]
-        return (*super()._padded(found), torch.stack(masks))
+    def raw(self, images: Tensor) -> tuple[Tensor, ...]:
+        """As `FasterRCNN.raw`, and four maps (B, C, H / s, W / s) for s = 4, 8, 16 and 32."""
+        features = self._features(images)
+        levels = self.net.roi_heads.mask_roi_pool.featmap_names
+        return (*self._boxes(images, features), *(features[name] for name in levels))
 
     def decode(self, raw: Any, size: tuple[int, int], conf: float) -> list[Instances]:
         """The boxes that score above `conf`, each with its `soft` mask."""
-        *boxed, masks = raw
-        chosen = [scores > conf for scores in boxed[1]]
-        found = super().decode(boxed, size, conf)
-        for one, tiles, kept in zip(found, masks, chosen, strict=True):
-            one.soft = Tiles(one.boxes, tiles[kept])
+        found = super().decode(raw[:3], size, conf)
+        heads = self.net.roi_heads
+        features = dict(zip(heads.mask_roi_pool.featmap_names, raw[3:], strict=True))
+        with torch.no_grad(), _stages(self.net, features, learning=False) as features:
+            regions = [one.boxes for one in found]
+            pooled = heads.mask_roi_pool(features, regions, [size] * len(found))
+            logits = heads.mask_predictor(heads.mask_head(pooled))  # (N, 1 + K, 28, 28)
+        labels = torch.cat([one.labels for one in found]) + 1
+        chosen = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
+        for one, tiles in zip(found, chosen.split([len(one) for one in found]), strict=True):
+            one.soft = Tiles(one.boxes, tiles)
         return found
 
 
@@ -350,15 +361,20 @@ def _pyramid(backbone: str, width: int, frozen: bool) -> nn.Module:
 
 
 @contextmanager
-def _learning(net: Any, learning: bool) -> Iterator[None]:
-    """Both stages compute losses, or boxes, whatever mode the network is in. They hold no layers
-    that the mode changes.
+def _stages(
+    net: Any, features: dict[str, Tensor], *, learning: bool
+) -> Iterator[dict[str, Tensor]]:
+    """Both stages compute losses, or boxes, whatever mode the network is in (they hold no layers
+    that the mode changes), and in float32: half precision has too few digits for the corners of
+    proposals.
     """
     training = net.rpn.training, net.roi_heads.training
     net.rpn.train(learning)
     net.roi_heads.train(learning)
+    device = next(iter(features.values())).device.type
     try:
-        yield
+        with torch.autocast(device, enabled=False):
+            yield {name: level.float() for name, level in features.items()}
     finally:
         net.rpn.train(training[0])
         net.roi_heads.train(training[1])

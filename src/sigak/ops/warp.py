@@ -24,6 +24,7 @@ __all__ = [
     "blend",
     "is_exact",
     "recolor",
+    "stretch",
     "warp_cpu",
     "warp_device",
 ]
@@ -188,6 +189,14 @@ def warp_device(
     if images.dtype == torch.uint8:
         warped = warped.round().clamp(0, 255)
     return warped.to(images.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def stretch(plane: Tensor, size: Size) -> Tensor:
+    """A plane (h, w) float32 on the CPU enlarged or shrunk to `size`, mixed linearly without
+    antialiasing: what `interpolate` gives in a quarter of its time.
+    """
+    resized = cv2.resize(plane.contiguous().numpy(), size[::-1], interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(resized)
 
 
 def recolor(picture: np.ndarray, matrix: np.ndarray) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sigak.ops.warp import warp_device
+from sigak.ops.warp import stretch, warp_device
 from sigak.structures import SigakError
 
 __all__ = ["OVERLAP", "Views", "best_classes", "highest", "sliding"]
@@ -95,11 +95,10 @@ def best_classes(scores: Tensor, matrix: np.ndarray, size: tuple[int, int]) -> n
     """
     whole = _shown_whole(matrix, scores, size)
     if whole is not None:
-        planes = scores[:, whole[0], whole[1]].unbind()
+        planes = scores[:, whole[0], whole[1]].float().contiguous().unbind()
         if planes[0].shape == tuple(size):
             return highest(planes).numpy()
-        grown = (F.interpolate(p[None, None], size, mode="bilinear")[0, 0] for p in planes)
-        return highest(grown).numpy()
+        return highest(stretch(plane, size) for plane in planes).numpy()
     found = np.empty(size, np.uint8)
     home = np.linalg.inv(matrix)
     rows = max(1, _VALUES // (len(scores) * size[1]))
