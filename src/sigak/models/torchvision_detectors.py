@@ -361,9 +361,7 @@ def _pyramid(backbone: str, width: int, frozen: bool) -> nn.Module:
 
 
 @contextmanager
-def _stages(
-    net: Any, features: dict[str, Tensor], *, learning: bool
-) -> Iterator[dict[str, Tensor]]:
+def _stages(net: Any, maps: dict[str, Tensor], *, learning: bool) -> Iterator[dict[str, Tensor]]:
     """Both stages compute losses, or boxes, whatever mode the network is in (they hold no layers
     that the mode changes), and in float32: half precision has too few digits for the corners of
     proposals.
@@ -371,10 +369,9 @@ def _stages(
     training = net.rpn.training, net.roi_heads.training
     net.rpn.train(learning)
     net.roi_heads.train(learning)
-    device = next(iter(features.values())).device.type
     try:
-        with torch.autocast(device, enabled=False):
-            yield {name: level.float() for name, level in features.items()}
+        with torch.autocast(maps["0"].device.type, enabled=False):
+            yield {name: level.float() for name, level in maps.items()}
     finally:
         net.rpn.train(training[0])
         net.roi_heads.train(training[1])
