@@ -209,8 +209,9 @@ def factor(recipe: Recipe, step: float, steps_per_epoch: int) -> float:
     remain.
 
     A pure function of the step, so a resumed run needs no schedule state. step: 1 until half of
-    the training, then .1, then .01 from three quarters; poly: (1 - x)^.9; exponential: falls to .01 at the end;
-    onecycle: up from .04 over the first 30 %, then a cosine to 0 (Smith 2018, arXiv 1803.09820).
+    the training, then .1, then .01 from three quarters; poly: (1 - x)^.9 over the share x that is
+    done; exponential: falls to .01 at the end; onecycle: up from .04 over the first 30 %, then a
+    cosine to 0 (Smith 2018, arXiv 1803.09820).
     """
     warmup = recipe.warmup * steps_per_epoch
     if step < warmup:

@@ -205,7 +205,7 @@ def softplus(x):
 
 
 class Says(nn.Module):
-    """A discriminator that says `own` of probabilities whose first class is likely, else `other`."""
+    """A discriminator that says `own` where the first class is likely, else `other`."""
 
     def __init__(self, own, other):
         super().__init__()

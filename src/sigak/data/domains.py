@@ -48,7 +48,7 @@ def joined(source: Dataset, target: Dataset) -> Dataset:
             f"--target expects pictures to learn from, but {target.name} has only the splits "
             f"{', '.join(target.splits)}; name a folder of pictures"
         )
-    held = {name: target.splits[name] for name in ("val", "test") if name in target.splits}
+    held = {name: split for name, split in target.splits.items() if name != "train"}
     if target.kind == "class_map" and held:
         table = _places(target, source)
         held = {name: _relabelled(split, table) for name, split in held.items()}

@@ -22,7 +22,7 @@ Input (B, C, H, W) in [0, 1]; output (B, classes, H, W) logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -38,12 +38,12 @@ from sigak.models._held import held
 from sigak.models._segmenter import Segmenter
 from sigak.structures import SigakError
 
-__all__ = ["MODELS", "AdaptSegNet", "DeepLabV2", "Discriminator"]
+__all__ = ["ASPP", "MODELS", "AdaptSegNet", "DeepLabV2", "Discriminator"]
 
 _RATES = (6, 12, 18, 24)  # of the atrous convolutions in a classifier
 _LEAST = 32  # pixels a side that five halvings leave something of
 # The loss of a discriminator's logits that should all be `target`, 1 (source) or 0 (target).
-_ADVERSARIAL = {
+_ADVERSARIAL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bce": F.binary_cross_entropy_with_logits,  # Goodfellow et al. 2014
     "lsgan": F.mse_loss,  # least squares, on the logits themselves: Mao et al. 2016, 1611.04076
 }
@@ -57,7 +57,7 @@ class ASPP(nn.ModuleList):
             nn.Conv2d(channels, classes, 3, padding=rate, dilation=rate) for rate in _RATES
         )
         for branch in self:
-            nn.init.normal_(branch.weight, 0.0, 0.01)
+            nn.init.normal_(branch.weight, 0.0, 0.01)  # type: ignore[arg-type]
 
     def forward(self, maps: Tensor) -> Tensor:
         return torch.stack([branch(maps) for branch in self]).sum(0)
@@ -103,7 +103,7 @@ class DeepLabV2(Segmenter):
         return _enlarged(self.classifier(self.backbone(self.normalize(images))[1]), images)
 
     def levels(self, images: Tensor) -> list[Tensor]:
-        """Logits (B, classes, H, W) of the classifier and, where there is one, the auxiliary one."""
+        """Logits (B, classes, H, W) of the classifier and, where there is one, of the auxiliary."""
         before, last = self.backbone(self.normalize(images))
         found = [self.classifier(last)]
         if self.auxiliary is not None:
@@ -238,8 +238,8 @@ _IMAGENET = {
     "resnet101": (_weights("resnet101-cd907fc2", "tv2_in1k"),),
     "resnet18": (_weights("resnet18-f37072fd", "tv_in1k"),),
 }
-_LSGAN = {"gan": "lsgan", "adversarial": (0.01, 0.002)}
-_SMALL = {"backbone": "resnet18", "widths": (16, 32, 64, 128), "pool": False}
+_LSGAN: dict[str, Any] = {"gan": "lsgan", "adversarial": (0.01, 0.002)}
+_SMALL: dict[str, Any] = {"backbone": "resnet18", "widths": (16, 32, 64, 128), "pool": False}
 _PAPER = {
     "optimizer": "sgd",
     "lr": 2.5e-4,
