@@ -274,7 +274,8 @@ def test_a_backbone_of_a_classifier_is_loaded(tmp_path):
     assert "8 tensors of the head start fresh" in said
     files.write(tmp_path / "first.safetensors", first.state_dict(), {})
     second = models.create("adaptsegnet-resnet18", classes=3, size=(64, 64))
-    foreign.start_from(second, "adaptsegnet-resnet18", str(tmp_path / "first.safetensors"),
-                       allow_download=False)  # fmt: skip
+    said = foreign.start_from(second, "adaptsegnet-resnet18", str(tmp_path / "first.safetensors"),
+                              allow_download=False)  # fmt: skip
+    assert "28 tensors of the head start fresh" in said
     for key, value in first.state_dict().items():
         assert torch.equal(second.segmenter.state_dict()[key], value), key

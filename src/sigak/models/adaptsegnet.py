@@ -128,6 +128,17 @@ class Discriminator(nn.Sequential):
         super().__init__(*layers[:-1])
 
 
+def _convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's classifiers -> the backbone of a DeepLab-v2 alone."""
+    return {f"backbone.{k}": v for k, v in state.items() if not k.startswith("fc.")}
+
+
+def _convert_within(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's classifiers, or a trained DeepLab-v2 -> the segmenter of an AdaptSegNet."""
+    own = state if "classifier.0.weight" in state else _convert(state)
+    return {f"segmenter.{k}": v for k, v in own.items()}
+
+
 class AdaptSegNet(Segmenter):
     """levels: 1, the classifier's answer alone is adapted, or 2, the auxiliary one's too;
     segmentation and adversarial: the weight of each level's loss in what the segmenter minimises;
@@ -140,6 +151,7 @@ class AdaptSegNet(Segmenter):
     betas = (0.9, 0.99)  # of the discriminators' Adam
     stride = 8
     adapts = True
+    convert = staticmethod(_convert_within)
 
     def __init__(
         self,
@@ -209,17 +221,6 @@ class AdaptSegNet(Segmenter):
     def _against(self, logits: Tensor, target: float) -> Tensor:
         logits = logits.float()
         return self.gan(logits, torch.full_like(logits, target))
-
-
-def _convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's classifiers -> the backbone of a DeepLab-v2 alone."""
-    return {f"backbone.{k}": v for k, v in state.items() if not k.startswith("fc.")}
-
-
-def _convert_within(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's classifiers, or a trained DeepLab-v2 -> the segmenter of an AdaptSegNet."""
-    own = state if "classifier.0.weight" in state else _convert(state)
-    return {f"segmenter.{k}": v for k, v in own.items()}
 
 
 def _weights(file: str, tag: str) -> Weights:
