@@ -3,11 +3,11 @@
     python benchmarks/adaptation.py --seeds 0,1 --out runs/adaptation
 
 A small DeepLab-v2 learns `scenes` first (seed 0). It then goes on for two epochs, in turn: on the
-same pictures; with those of `scenes-night` beside them, seen by batch norm alone, or adapted to, with
-either loss; and on `scenes-night` with its class maps, which is what could be reached. All go on
-for as many steps from the same weights. The best epoch by the 100 validation pictures of the night
-is measured on its 200 test pictures, and on those of the day. One thread; seconds are the process's
-own, so that other work on the machine counts little.
+same pictures; with those of `scenes-night` beside them, seen by batch norm alone, or adapted to
+with either loss; and on `scenes-night` with its class maps, which is what could be reached. All go
+on for as many steps from the same weights. The best epoch by the 100 validation pictures of the
+night is measured on its 200 test pictures, and on those of the day. One thread; seconds are the
+process's own, so that other work on the machine counts little.
 """
 
 from __future__ import annotations

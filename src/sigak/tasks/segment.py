@@ -234,15 +234,9 @@ def _adapting(
     """
     answers, fooling, chances = network(batch.images, batch.targets, part="main")
     learnt = torch.stack([weight * loss(logits, maps) for weight, logits in answers]).sum()
-    yield (
-        "main",
-        {
-            "loss": learnt + fooling,
-            "pixel_accuracy": _right(answers[0][1], maps),
-            "segmentation_loss": learnt,
-            "adversarial_loss": fooling,
-        },
-    )
+    found = {"segmentation_loss": learnt, "adversarial_loss": fooling}
+    found |= {"loss": learnt + fooling, "pixel_accuracy": _right(answers[0][1], maps)}
+    yield "main", found
     judged = network(*chances, part="discriminators")
     yield "discriminators", {"loss": judged, "discriminator_loss": judged}
 
