@@ -141,11 +141,8 @@ class Training:
         fit = recipe.fit or row.fit
         self.preparation = image.Preparation(size, self.color, fit, resample=row.resample)
         with self.progress:
-            self.pictures = {
-                name: self._decode(name)
-                for name in ("train", TARGET, "val")
-                if name in self.dataset.splits
-            }
+            known = [n for n in ("train", TARGET, "val") if n in self.dataset.splits]
+            self.pictures = {name: self._decode(name) for name in known}
         self.feed = Feed(
             self.pictures["train"],
             batch=recipe.batch,
