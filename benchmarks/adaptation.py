@@ -28,7 +28,7 @@ from sigak.models import adaptsegnet
 
 DAY, NIGHT, HELD = "scenes:1000@64", "scenes-night:1000@64", "scenes:1@64"
 FIRST = {"epochs": 16, "lr": 4e-3, "schedule": "onecycle"}
-THEN = {"epochs": 2, "lr": 1e-3, "backbone_lr": 1.0}
+THEN = {"epochs": 2, "lr": 1e-3, "backbone_lr": 1.0, "schedule": "cosine"}
 BOTH = {"batch": 8, "loss": "ce+dice", "device": "cpu", "threads": 1, "quiet": True}
 SMALL = "adaptsegnet-small"
 WAYS = ("source alone", "batch norm sees the target", "BCE", "LSGAN", "target with its class maps")

@@ -14,12 +14,11 @@ from sigak.models.adaptsegnet import MODELS, Discriminator
 from sigak.recipe import Recipe
 from sigak.structures import SigakError
 
-ADAPTING = [name for name in MODELS if name.startswith("adaptsegnet")]
 QUICK = ("deeplabv2-small", "adaptsegnet-small")
 BOTH = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 
 
-def tiny(name="adaptsegnet-small", **changes):
+def tiny(name="adaptsegnet", **changes):
     """A small form in training mode, and two batches of 2 pictures of three classes."""
     torch.manual_seed(0)
     built = models.arguments(name, classes=3, **models.entry(name).tiny | changes)
@@ -132,7 +131,7 @@ def moved(network, loss):
     return found
 
 
-@pytest.mark.parametrize("name", ["adaptsegnet-small", "adaptsegnet-small-lsgan"])
+@pytest.mark.parametrize("name", ["adaptsegnet", "adaptsegnet-lsgan", "adaptsegnet-single"])
 def test_each_step_has_gradients_for_its_part_alone(name):
     network, images, others = tiny(name)
     answers, fooling, chances = network(images, others, part="main")

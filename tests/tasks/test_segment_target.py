@@ -26,7 +26,7 @@ TINY = dataclasses.replace(
 )
 RECIPE = {
     "size": 32, "batch": 4, "lr": 5e-3, "epochs": 2, "ema": 0.5, "augment": "flip=h,noise=0.02",
-    "precision": "float32", "save_every": 0.0, "quiet": True,
+    "schedule": "cosine", "loss": "ce", "precision": "float32", "save_every": 0.0, "quiet": True,
 }  # fmt: skip
 COLORS = [(0, 0, 0), (250, 10, 10), (10, 10, 250)]
 

@@ -12,10 +12,10 @@ and the segmenter learns to have its answers for the target taken for answers fo
 second level is an auxiliary classifier on the maps before the last stage, with a discriminator of
 its own.
 
-What differs here: both domains go through the network in one batch, so that batch norm, which the
-paper keeps as ImageNet left it, sees what it will see later (`--freeze backbone --unfreeze-at 1`
-with `--pretrained` keeps it); discriminators judge each of their cells, which the paper enlarges to
-the picture first; momentum is not Nesterov's; there is no CRF.
+What differs here: both domains go through the network in one batch, so that batch norm, where it
+learns, sees what it will see later (the paper keeps it as ImageNet left it, and so does a batch of
+one picture here); discriminators judge each of their cells, which the paper enlarges to the picture
+first; momentum is not Nesterov's; there is no CRF.
 
 Input (B, C, H, W) in [0, 1]; output (B, classes, H, W) logits.
 """
@@ -240,8 +240,7 @@ _IMAGENET = {
     "resnet18": (_weights("resnet18-f37072fd", "tv_in1k"),),
 }
 _LSGAN: dict[str, Any] = {"gan": "lsgan", "adversarial": (0.01, 0.002)}
-# A few hundred steps, as `benchmarks/adaptation.py` takes, need more of what the paper's 250,000
-# need little of.
+# A few hundred steps (`benchmarks/adaptation.py`) must do what the paper gives 250,000.
 _FEW_STEPS: dict[str, Any] = {"width": 16, "adversarial": (0.1, 0.02), "judge_lr": 5e-4}
 _FEW_STEPS_LSGAN = _FEW_STEPS | {"gan": "lsgan", "adversarial": (0.05, 0.01)}
 _SMALL: dict[str, Any] = {"backbone": "resnet18", "widths": (16, 32, 64, 128), "pool": False}
@@ -252,10 +251,13 @@ _PAPER = {
     "weight_decay": 5e-4,
     "schedule": "poly",
     "batch": 1,
-    "epochs": 10,
+    "epochs": 10,  # 250,000 steps with the 24,966 pictures of GTA5
 }
-# For networks that have less to learn, or learn from nothing.
-_QUICK = {"lr": 2e-3, "batch": 16, "epochs": 20}
+_QUICK = {"lr": 4e-3, "schedule": "onecycle", "batch": 8, "epochs": 16, "loss": "ce+dice"}
+_RECIPES = {
+    "resnet101": _PAPER,
+    "resnet18": {"lr": 1e-3, "weight_decay": 1e-4, "batch": 8, "epochs": 50, "augment": "flip=h"},
+}
 _JUDGES = "of these {:,} are discriminators, which learn and do not answer"
 
 
@@ -280,7 +282,7 @@ def _row(
         weights=tuple(replace(weights, convert=convert) for weights in published),
         tiny=tiny | ({"width": 2} if judges else {}),
         paper=f"https://arxiv.org/abs/{'1802.10349' if judges else '1606.00915'}",
-        recipe=_PAPER if args["backbone"] == "resnet101" else _QUICK,
+        recipe=_QUICK if "widths" in args else _RECIPES[args["backbone"]],
         note=_JUDGES.format(judges) if judges else "",
     )
 
