@@ -155,7 +155,9 @@ def _check(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out: nothing here changes what is learnt, apart from the callbacks."""
+    """How a run is carried out: nothing here changes what is learnt, apart from the callbacks, the
+    weights to start from and the pictures of a second domain.
+    """
 
     out: str = _("", "the run's folder; empty means runs/MODEL-DATA, numbered if taken")
     resume: str = _("", "continue the run in this folder where it was cut off")

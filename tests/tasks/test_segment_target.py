@@ -244,6 +244,13 @@ def test_mistakes_of_asking_are_told(places, tmp_path, sigak_cli):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_learning_rate_is_found_with_a_target(places, sigak_cli):
+    words = ("--target", places / "night", "--size", 32, "--batch", 4, "--steps", 10)
+    said = sigak_cli("find-lr", NAME, places / "day", *words, "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["suggestion"] > 0
+
+
 def test_targets_of_other_channels_and_sizes_are_fitted(places, tmp_path):
     for i in range(3):
         image.save(tmp_path / f"wild/{i}.png", np.full((20 + i, 50, 1), 40, np.uint8))

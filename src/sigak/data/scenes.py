@@ -28,9 +28,7 @@ from sigak.data.records import Dataset, Record, Split
 from sigak.ops.outlines import run_lengths
 from sigak.structures import SigakError
 
-__all__ = ["CLASSES", "NIGHT", "POINTS", "SWAP", "read", "render", "stream"]
-
-NIGHT = "scenes-night"
+__all__ = ["CLASSES", "POINTS", "SWAP", "read", "render", "stream"]
 
 CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "two", "four", "five", "seven")
 POINTS = ("tip", "left", "right")
@@ -167,7 +165,7 @@ def _parse(spec: str) -> tuple[int, int]:
 
 def _split(spec: str, name: str, indices: range, side: int, pool: ThreadPoolExecutor) -> Split:
     pixels = np.empty((len(indices), side, side, 3), np.uint8)
-    night = spec.startswith(NIGHT)
+    night = spec.startswith("scenes-night")
 
     def make(at: int) -> Record:
         pixels[at], objects = render(int(night), indices[at], (side, side), night=night)
