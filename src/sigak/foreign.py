@@ -74,7 +74,8 @@ def load_into(
         k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")
     }
     conversions = {w.convert for w in row.weights if w.convert}
-    conversions |= {getattr(network, "convert", None)} - {None}
+    if hasattr(network, "convert"):
+        conversions.add(network.convert)  # type: ignore[arg-type]
     readings = [state, *(convert(state) for convert in conversions)]
     best = max(readings, key=lambda s: _fitting(s, wanted))
     best = {k: v for k, v in best.items() if not k.endswith("num_batches_tracked")}
