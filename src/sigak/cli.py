@@ -88,6 +88,7 @@ class FindLr:
     steps: int = _flag(100, "steps from one to the other")
     draw: str = _flag("", "write a diagram of the losses to this file")
     batch_size: bool = _flag(False, "double the batch instead, until it is no longer faster")
+    target: str = _flag("", "for networks that adapt: pictures of a second domain, as for train")
     pretrained: str = _flag("", "start from weights: a file, a tag of `sigak models`, or `default`")
     device: str = _flag("auto", "auto, cpu, cuda, cuda:1, mps")
     download: bool = _flag(False, "allow downloading the data or weights that are missing")

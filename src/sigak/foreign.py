@@ -66,14 +66,16 @@ def load_into(
     """Load the file's tensors into `network`, strictly but for the layers named in `head`.
 
     Returns the names of head tensors left fresh (another number of classes). Names are tried as
-    they are and through every conversion the entry declares; the reading that fits most tensors is
-    taken.
+    they are and through every conversion that the entry or the network declares; the reading that
+    fits most tensors is taken.
     """
     state, _ = files.read_foreign(path)
     wanted = {
         k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")
     }
     conversions = {w.convert for w in row.weights if w.convert}
+    if hasattr(network, "convert"):
+        conversions.add(network.convert)  # type: ignore[arg-type]
     readings = [state, *(convert(state) for convert in conversions)]
     best = max(readings, key=lambda s: _fitting(s, wanted))
     best = {k: v for k, v in best.items() if not k.endswith("num_batches_tracked")}

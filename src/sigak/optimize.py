@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -130,14 +131,18 @@ def build_parts(
     network: nn.Module, head: tuple[str, ...], recipe: Recipe, pretrained: bool
 ) -> dict[str, torch.optim.Optimizer]:
     """One optimiser for each of the network's `parts` {name: submodule}; "main" for all of a
-    network that has none. A network's `betas` are those of its Adam. Without a head all of it moves
-    at the full rate, pretrained or not.
+    network that has none. A network's `betas` are those of its Adam, its `recipes` {name: changes}
+    what a part does otherwise. A part without a head moves at the full rate, pretrained or not.
     """
     parts: dict[str, str] = getattr(network, "parts", {"main": ""})
-    optimizers = {
-        name: build(network.get_submodule(path), head, recipe, pretrained and bool(head))
-        for name, path in parts.items()
-    }
+    recipes: dict[str, dict[str, Any]] = getattr(network, "recipes", {})
+    optimizers = {}
+    for name, path in parts.items():
+        inside = f"{path}." if path else ""
+        own = tuple(layer.removeprefix(inside) for layer in head if layer.startswith(inside))
+        changed = replace(recipe, **recipes.get(name, {}))
+        part = network.get_submodule(path)
+        optimizers[name] = build(part, own, changed, pretrained and bool(own))
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             if "betas" in group:
@@ -204,8 +209,9 @@ def factor(recipe: Recipe, step: float, steps_per_epoch: int) -> float:
     remain.
 
     A pure function of the step, so a resumed run needs no schedule state. step: 1 until half of
-    the training, then .1, then .01 from three quarters; exponential: falls to .01 at the end;
-    onecycle: up from .04 over the first 30 %, then a cosine to 0 (Smith 2018, arXiv 1803.09820).
+    the training, then .1, then .01 from three quarters; poly: (1 - x)^.9 over the share x that is
+    done; exponential: falls to .01 at the end; onecycle: up from .04 over the first 30 %, then a
+    cosine to 0 (Smith 2018, arXiv 1803.09820).
     """
     warmup = recipe.warmup * steps_per_epoch
     if step < warmup:
@@ -216,6 +222,8 @@ def factor(recipe: Recipe, step: float, steps_per_epoch: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * x))
     if recipe.schedule == "linear":
         return 1 - x
+    if recipe.schedule == "poly":
+        return float((1 - x) ** 0.9)
     if recipe.schedule == "step":
         return 1.0 if x < 0.5 else 0.1 if x < 0.75 else 0.01
     if recipe.schedule == "exponential":

@@ -40,7 +40,8 @@ class Recipe:
         0.0, "L2 penalty l2 * sum(w^2) added to the loss, on every kernel but the last layer's"
     )
     schedule: str = _(
-        "cosine", "constant, cosine, linear, step, exponential or onecycle, stepped every batch"
+        "cosine",
+        "constant, cosine, linear, poly, step, exponential or onecycle, stepped every batch",
     )
     warmup: float = _(0.0, "epochs of linear warm-up before the schedule")
     label_smoothing: float = _(0.0, "share of the label spread over all classes, 0 to 1")
@@ -130,7 +131,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "label_mode": ("int", "categorical", "binary"),
     "precision": ("auto", "float32", "bfloat16"),
     "freeze": ("", "backbone"),
-    "schedule": ("constant", "cosine", "linear", "step", "exponential", "onecycle"),
+    "schedule": ("constant", "cosine", "linear", "poly", "step", "exponential", "onecycle"),
 }
 
 
@@ -154,13 +155,20 @@ def _check(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out: nothing here changes what is learnt, apart from the callbacks."""
+    """How a run is carried out: nothing here changes what is learnt, apart from the callbacks, the
+    weights to start from and the pictures of a second domain.
+    """
 
     out: str = _("", "the run's folder; empty means runs/MODEL-DATA, numbered if taken")
     resume: str = _("", "continue the run in this folder where it was cut off")
     device: str = _("auto", "auto, cpu, cuda, cuda:1, mps")
     download: bool = _(False, "allow downloading the data or published weights that are missing")
     pretrained: str = _("", "start from weights: a file, a tag of `sigak models`, or `default`")
+    target: str = _(
+        "",
+        "for networks that adapt: pictures of a second domain, a folder or a data set, whose truth "
+        "is not learnt from",
+    )
     strict: bool = _(False, "refuse the data if a picture cannot be read, instead of skipping it")
     monitor: str = _(
         "", "the figure that callbacks watch; empty means val_loss, or loss without validation"

@@ -17,10 +17,10 @@ import numpy as np
 from torch import Tensor
 
 from sigak import data, draw, models, tasks
-from sigak.data import Dataset
+from sigak.data import Dataset, domains
 from sigak.io import image
 from sigak.io import weights as files
-from sigak.models._entry import count_parameters
+from sigak.models._entry import Entry, count_parameters
 from sigak.recipe import Options, Recipe
 from sigak.runtime import environment
 from sigak.structures import Batch, SigakError
@@ -46,12 +46,37 @@ SHEETS = "samples"
 
 
 def loaded(dataset: str | Path | Dataset, model: str, recipe: Recipe, options: Options) -> Dataset:
-    """What `dataset` names, as the task of the network `model` takes it."""
-    needs = tasks.needs(models.entry(model).task)
+    """What `dataset` names, as the task of the network `model` takes it, with the pictures of
+    --target where the network adapts to them.
+    """
+    row = models.entry(model)
+    _check_target(row, model, recipe, options)
+    needs = tasks.needs(row.task)
+    how: dict[str, Any] = {"val": recipe.val, "seed": recipe.seed, "strict": options.strict}
+    how |= {"download": options.download, "needs": needs}
     if not isinstance(dataset, Dataset):
-        how: dict[str, Any] = {"val": recipe.val, "seed": recipe.seed, "strict": options.strict}
-        dataset = data.load(dataset, download=options.download, needs=needs, **how)
-    return data.provide(dataset, needs)
+        dataset = data.load(dataset, **how)
+    dataset = data.provide(dataset, needs)
+    if options.target:
+        dataset = domains.joined(dataset, domains.read(options.target, **how))
+    return dataset
+
+
+def _check_target(row: Entry, model: str, recipe: Recipe, options: Options) -> None:
+    """SigakError where the network and --target do not belong together."""
+    adapts = getattr(row.build, "adapts", False)
+    if adapts and not options.target:
+        raise SigakError(
+            f"{model} adapts to pictures of a second domain, and there are none; name their "
+            f"folder with --target"
+        )
+    if options.target and not adapts:
+        raise SigakError(
+            f"--target is for networks that adapt to it, such as adaptsegnet, not for {model}; "
+            f"leave it out"
+        )
+    if adapts and recipe.l2:
+        raise SigakError("--l2 is not for networks with discriminators; use --weight-decay")
 
 
 def resumed(resume: str, model: str, said: Mapping[str, Any]) -> dict[str, Any] | None:

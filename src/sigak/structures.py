@@ -217,8 +217,8 @@ class Batch:
     images (B, C, H, W) in channels_last memory; labels (B,) int64 or (B, K) float class weights;
     matrix (B, 3, 3) float64; sizes the (H, W) of each file frame; instances on the canvas, truth in
     the file's frame; class_maps (B, H, W) uint8 on the canvas, truth_maps read those of the files;
-    targets (B, C, H, W); indices (B,) int64, the samples' places in their split (what randomness is
-    keyed by); origins what each was read from.
+    targets (B, C, H, W), as many pictures of another domain; indices (B,) int64, the samples'
+    places in their split (what randomness is keyed by); origins what each was read from.
     """
 
     images: Tensor
@@ -247,10 +247,13 @@ class Batch:
         return replace(self, **moved)
 
     def floating(self) -> Batch:
-        """The same batch with float32 images in [0, 1]; floating batches come back unchanged."""
+        """The same batch with float32 images and targets in [0, 1]; floating batches come back
+        unchanged.
+        """
         if self.images.is_floating_point():
             return self
-        return replace(self, images=self.images.float().div_(255.0))
+        targets = None if self.targets is None else self.targets.float().div_(255.0)
+        return replace(self, images=self.images.float().div_(255.0), targets=targets)
 
     def select(self, places: Tensor) -> Batch:
         """The samples at `places` (M,) int64 on the batch's device, in that order, copied."""

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from sigak import data, foreign, models, optimize, runs, tasks
 from sigak.callbacks import Callback, ModelCheckpoint, asked_for, restore, states
 from sigak.data import Dataset
+from sigak.data.domains import TARGET
 from sigak.data.feed import Feed, Pictures, Step
 from sigak.evaluation import mistakes
 from sigak.io import image
@@ -140,21 +141,21 @@ class Training:
         fit = recipe.fit or row.fit
         self.preparation = image.Preparation(size, self.color, fit, resample=row.resample)
         with self.progress:
-            self.pictures = {
-                name: self._decode(name) for name in ("train", "val") if name in self.dataset.splits
-            }
+            known = [n for n in ("train", TARGET, "val") if n in self.dataset.splits]
+            self.pictures = {name: self._decode(name) for name in known}
         self.feed = Feed(
             self.pictures["train"],
             batch=recipe.batch,
             share=self.share,
             seed=recipe.seed,
             augment=self.task.augment(size),
+            targets=self.pictures.get(TARGET),
         )
         val = self.pictures.get("val")
         self.val_feed = Feed(val, batch=recipe.batch, share=self.share) if val else None
 
     def _decode(self, name: str) -> Pictures:
-        learnt = name == "train"
+        learnt = name != "val"
         preparation = self.preparation.of_one_size() if learnt else self.preparation
         threads = self.options.threads or None
         pictures = self._pictures(name, preparation, reduced=learnt, threads=threads)

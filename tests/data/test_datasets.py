@@ -25,7 +25,7 @@ def shapes(tmp_path):
 
 
 def test_names_are_complete():
-    assert set(NAMES) == {"digits", "scenes", *idx.SETS, *cifar.SETS}
+    assert set(NAMES) == {"digits", "scenes", "scenes-night", *idx.SETS, *cifar.SETS}
 
 
 def test_digits():

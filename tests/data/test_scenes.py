@@ -162,8 +162,37 @@ def test_the_held_out_pictures_do_not_depend_on_how_many_are_trained_on():
     assert np.array_equal(one.splits["test"].pixels, other.splits["test"].pixels)
 
 
+def test_by_night_the_same_scene_is_dark_and_noisy(many):
+    for index, (pixels, objects) in enumerate(many[:20]):
+        dark, same = scenes.render(3, index, SIZE, night=True)
+        assert np.array_equal(dark, scenes.render(3, index, SIZE, night=True)[0])
+        assert same.outlines == objects.outlines
+        assert dark.mean() < 0.7 * pixels.mean() + 20
+        noise = [np.abs(np.diff(p.astype(int), axis=1)).mean() / p.std() for p in (pixels, dark)]
+        assert noise[1] > noise[0]
+
+
+def test_the_set_by_night_shows_other_scenes():
+    day, night = load("scenes:6@40"), load("scenes-night:6@40")
+    assert night.classes == day.classes
+    for name, split in night.splits.items():
+        assert len(split) == len(day.splits[name])
+        assert split.pixels.mean() < day.splits[name].pixels.mean()
+        for one, other in zip(split.records, day.splits[name].records):
+            assert one.source.startswith("scenes-night:6@40/")
+            assert one.objects.outlines != other.objects.outlines
+
+
 @pytest.mark.parametrize(
-    "spec", ["scenes:", "scenes:big", "scenes:0@64", "scenes:8", "scenes:1@2@3"]
+    "spec",
+    [
+        "scenes-night:8",
+        "scenes:",
+        "scenes:big",
+        "scenes:0@64",
+        "scenes:8",
+        "scenes:1@2@3",
+    ],
 )
 def test_names_that_are_not_understood_are_explained(spec):
     with pytest.raises(SigakError, match=r"scenes (are named|need)"):

@@ -1,7 +1,7 @@
 """Data sets: records (paths and numbers), class names, splits, and what was found wrong.
 
 `load(spec)` takes a name (digits, mnist, fashion-mnist, cifar10, cifar100, cifar100-coarse,
-scenes), a folder, or an annotation file.
+scenes, scenes-night), a folder, or an annotation file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ __all__ = [
     "summary",
 ]
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse", "scenes")
+NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse", "scenes",
+         "scenes-night")  # fmt: skip
 
 
 def load(
@@ -140,7 +141,7 @@ def _read(spec: str | Path, download: bool, strict: bool, class_maps: bool) -> D
 
     if spec == "digits":
         return digits.read()
-    if isinstance(spec, str) and spec.partition(":")[0] == "scenes":
+    if isinstance(spec, str) and spec.partition(":")[0] in ("scenes", "scenes-night"):
         from sigak.data import scenes
 
         return scenes.read(spec)

@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
@@ -240,9 +240,10 @@ class Feed:
         share: tuple[int, int] = (0, 1),
         seed: int | None = None,
         augment: Pipeline | None = None,
+        targets: Pictures | None = None,
     ) -> None:
         """seed None: in the split's order, unaugmented (evaluation); else shuffled and augmented by
-        it.
+        it. targets: pictures of another domain, of which each batch gets as many, at random.
         """
         if batch < 1:
             raise SigakError(f"--batch must be at least 1, received {batch}")
@@ -251,6 +252,7 @@ class Feed:
         self.rank, self.world = share
         self.seed = seed
         self.augment = augment
+        self.targets = targets
         if seed is not None and batch % self.world:
             raise SigakError(
                 f"--batch {batch} cannot be shared evenly by {self.world} processes; "
@@ -301,8 +303,7 @@ class Feed:
             order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(order)
         for number in range(start, self.steps):
             whole = order[number * self.size : (number + 1) * self.size]
-            # Contiguous shares; the first processes take one picture more of an uneven batch.
-            part = np.array_split(whole, self.world)[self.rank]
+            part = self._own(whole)
             own = len(part)
             if own == 0:
                 if self.seed is None:
@@ -314,6 +315,33 @@ class Feed:
                 continue
             batch = self.pictures.batch(part)
             lost = len(part) - len(batch)  # unreadable ones, where the set is read as it goes
+            if self.targets is not None:
+                wanted = number * self.size + np.arange(len(whole))
+                found = self._targets(self.targets, self._own(wanted) if own else wanted[:1], epoch)
+                # Where some could not be read others come twice, or are left out.
+                found = found[torch.arange(len(batch)) % len(found)]
+                batch = replace(batch, targets=found)
             if self.augment is not None:
                 batch = self.augment(batch, self.seed, epoch)
             yield Step(number, batch, own - lost, len(whole) - lost)
+
+    def _own(self, whole: np.ndarray) -> np.ndarray:
+        """This process's part of a batch: contiguous, the first processes take one picture more of
+        an uneven one.
+        """
+        return np.array_split(whole, self.world)[self.rank]
+
+    def _targets(self, pictures: Pictures, wanted: np.ndarray, epoch: int) -> torch.Tensor:
+        """The pictures of the other domain at the places `wanted` of an epoch's endless sequence,
+        in which each comes once before any comes again.
+        """
+        rounds, places = np.divmod(wanted, len(pictures))
+        orders = {
+            turn: np.random.Generator(
+                # Not the stream that orders the source: the two must not go in step.
+                np.random.Philox(key=[self.seed or 0, epoch], counter=[0, 0, 1, turn])
+            ).permutation(len(pictures))
+            for turn in np.unique(rounds).tolist()
+        }
+        chosen = [orders[turn][place] for turn, place in zip(rounds.tolist(), places.tolist())]
+        return pictures.batch(np.array(chosen)).images

@@ -5,6 +5,8 @@ so a set is the same on every machine with the same OpenCV, whatever the number 
 Backgrounds are soft blotches with lines, slivers and noise; objects are turned, stretched, outlined
 and partly hidden by others. Every class has an upright form and is turned no further than it can be
 told from itself, so that its key points "tip", "left" and "right" have one meaning.
+
+"scenes-night" shows other scenes of the same kind in poor light, as a second domain to adapt to.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ class _Dice:
 
 
 def render(
-    seed: int, index: int, size: Size = (_SIZE, _SIZE), most: int = 12
+    seed: int, index: int, size: Size = (_SIZE, _SIZE), most: int = 12, *, night: bool = False
 ) -> tuple[np.ndarray, Objects]:
     """Picture `index` of `seed`: pixels (H, W, 3) uint8 RGB, and what is on it.
 
@@ -97,6 +99,7 @@ def render(
     the shorter side. Later ones cover earlier ones; boxes are the exact hulls of what is seen,
     outlines its exact run-length code, areas its pixels. An object of which less than 30 % is seen
     does not count. points (N, 3, 3): `POINTS`, visibility 2 or 1 where something lies over it.
+    night: the same scene in poor light.
     """
     if min(size) < 32 or not 1 <= most <= 200:
         raise SigakError(
@@ -112,6 +115,8 @@ def render(
         if not drawn or not _is_taken(owner, placed.window):
             drawn.append(_draw(dice, placed, pixels, owner, len(drawn) + 1))
     _finish(dice, pixels)
+    if night:
+        _darken(dice, pixels)
     return pixels, _objects(drawn, owner)
 
 
@@ -124,9 +129,11 @@ def stream(seed: int, size: Size = (_SIZE, _SIZE)) -> Iterator[tuple[np.ndarray,
 
 
 def read(spec: str = "scenes") -> Dataset:
-    """The set that `spec` names: "scenes", "scenes:SIZE", or "scenes:N@SIZE" with N train pictures.
+    """The set that `spec` names: "scenes", "scenes:SIZE", or "scenes:N@SIZE" with N train pictures,
+    and likewise "scenes-night".
 
-    "train" has 1,000 pictures (or N), "val" 100, "test" 200, of SIZE x SIZE pixels (256); seed 0.
+    "train" has 1,000 pictures (or N), "val" 100, "test" 200, of SIZE x SIZE pixels (256); seed 0,
+    by night 1.
     """
     pictures, side = _parse(spec)
     parts = {"train": (0, pictures)} | _HELD_OUT
@@ -140,7 +147,7 @@ def read(spec: str = "scenes") -> Dataset:
 
 def _parse(spec: str) -> tuple[int, int]:
     """Train pictures and pixels a side."""
-    found = re.fullmatch(r"scenes(?::(?:(\d{1,7})@)?(\d{1,5}))?", spec)
+    found = re.fullmatch(r"scenes(?:-night)?(?::(?:(\d{1,7})@)?(\d{1,5}))?", spec)
     if found is None:
         raise SigakError(
             "scenes are named scenes, scenes:SIZE such as scenes:128, or scenes:PICTURES@SIZE such "
@@ -158,9 +165,10 @@ def _parse(spec: str) -> tuple[int, int]:
 
 def _split(spec: str, name: str, indices: range, side: int, pool: ThreadPoolExecutor) -> Split:
     pixels = np.empty((len(indices), side, side, 3), np.uint8)
+    night = spec.startswith("scenes-night")
 
     def make(at: int) -> Record:
-        pixels[at], objects = render(0, indices[at], (side, side))
+        pixels[at], objects = render(int(night), indices[at], (side, side), night=night)
         return Record(f"{spec}/{name}#{at}", objects=objects, size=(side, side))
 
     return Split(name, list(pool.map(make, range(len(indices)))), pixels)
@@ -197,6 +205,19 @@ def _finish(dice: _Dice, pixels: np.ndarray) -> None:
         start = dice.below(_NOISE)
         noise = _noise(dice.below(5))[start : start + pixels.size]
         change(pixels, np.resize(noise, pixels.shape), dst=pixels)
+
+
+def _darken(dice: _Dice, pixels: np.ndarray) -> None:
+    """Poor light, in place: what little there is falls from one side and is bluish, the sensor is
+    noisy and lifts black to a gray.
+    """
+    height, width = pixels.shape[:2]
+    turn, light, fall = dice.between(0, 2 * pi), dice.between(0.2, 0.5), dice.between(0, 0.8)
+    x, y = np.linspace(-1, 1, width)[None], np.linspace(-1, 1, height)[:, None]
+    bright = light * (1 + fall * (cos(turn) * x + sin(turn) * y) / 2)
+    noise = dice.bytes(pixels.shape).astype(np.float64) - dice.bytes(pixels.shape)
+    lit = pixels * bright[..., None] * (0.6, 0.8, 1.0) + 0.06 * noise + dice.between(15, 45)
+    pixels[:] = np.clip(lit, 0, 255).astype(np.uint8)
 
 
 @lru_cache(maxsize=8)

@@ -59,6 +59,7 @@ FAMILIES = (
     # segmentation
     "unet",
     "smp_nets",
+    "adaptsegnet",
     "sam",
     # generation
     "dcgan",

@@ -16,3 +16,4 @@ class Segmenter(nn.Module):
 
     head: tuple[str, ...] = ()  # submodules that start fresh where only a backbone is loaded
     stride: ClassVar[int] = 32
+    adapts: ClassVar[bool] = False  # learns from pictures of a second domain too

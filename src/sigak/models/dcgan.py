@@ -13,8 +13,7 @@ high and wide and are doubled as often as the size asks for, so that 28 (7, 14, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from sigak.layers.normalize import Normalize
 from sigak.models._entry import Entry, Input
+from sigak.models._held import held
 from sigak.structures import SigakError
 
 __all__ = ["DCGAN", "MODELS"]
@@ -79,7 +79,7 @@ class DCGAN(nn.Module):
             return self.judge(images), self.judge(made)
         made = self.draw(latents)
         if part == "generator":
-            with _held(self.discriminator):
+            with held(self.discriminator):
                 return self.judge(made)
         return made
 
@@ -134,19 +134,6 @@ def _init(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
-
-
-@contextmanager
-def _held(network: nn.Module) -> Iterator[None]:
-    """What runs through `network` meanwhile passes gradients on and leaves none in it."""
-    moving = [p for p in network.parameters() if p.requires_grad]
-    for parameter in moving:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in moving:
-            parameter.requires_grad_(True)
 
 
 _RECIPE = {

@@ -147,13 +147,12 @@ class Segment(Task):
                 "images and masks, or a COCO .json with polygons"
             )
         maps = batch.class_maps
+        loss = losses.pixel_loss(self.recipe.loss or "ce")
+        if batch.targets is not None:
+            yield from _adapting(network, batch, maps, loss)
+            return
         logits = network(batch.images)
-        loss = losses.pixel_loss(self.recipe.loss or "ce")(logits, maps)
-        with torch.no_grad():
-            known = maps != IGNORE
-            answer = highest(logits.detach().unbind(1))
-            right = ((answer == maps) & known).sum() / known.sum().clamp_min(1)
-        yield "main", {"loss": loss, "pixel_accuracy": right}
+        yield "main", {"loss": loss(logits, maps), "pixel_accuracy": _right(logits, maps)}
 
     def predict(self, network: Any, batch: Batch) -> list[Segmentation]:
         """network: an engine, whose module knows the canvas's stride. With `tile` set each picture
@@ -224,6 +223,29 @@ class Segment(Task):
             text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
             (folder / name).write_text(text, encoding="utf-8")
         return [*files, *(folder / name for name in texts)]
+
+
+def _adapting(
+    network: Any, batch: Batch, maps: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The segmenter learns from the class maps (B, H, W), and to have its answers for the batch's
+    targets, whose classes nobody knows, taken for answers for its images; then the discriminators
+    learn to tell these answers apart. See `sigak.models.adaptsegnet`.
+    """
+    answers, fooling, chances = network(batch.images, batch.targets, part="main")
+    learnt = torch.stack([weight * loss(logits, maps) for weight, logits in answers]).sum()
+    found = {"segmentation_loss": learnt, "adversarial_loss": fooling}
+    found |= {"loss": learnt + fooling, "pixel_accuracy": _right(answers[0][1], maps)}
+    yield "main", found
+    judged = network(*chances, part="discriminators")
+    yield "discriminators", {"loss": judged, "discriminator_loss": judged}
+
+
+@torch.no_grad()
+def _right(logits: Tensor, maps: Tensor) -> Tensor:
+    """The share of known pixels whose class is the best of the logits (B, K, H, W)."""
+    known = maps != IGNORE
+    return ((highest(logits.detach().unbind(1)) == maps) & known).sum() / known.sum().clamp_min(1)
 
 
 def coco_rows(result: Segmentation) -> list[dict[str, Any]]:
