@@ -180,7 +180,6 @@ def run_predict(values: Values) -> None:
     from sigak.data import Problem
     from sigak.prediction import load
     from sigak.recording import Recorder, shown
-    from sigak.sources import find
 
     predictor = load(values["checkpoint"], device=values["device"], engine=values["engine"])
     if values["samples"]:
@@ -188,7 +187,7 @@ def run_predict(values: Values) -> None:
     if not (values["source"] or predictor.task.generative):
         raise SigakError("expected pictures, videos or folders; see `sigak predict --help`")
     predictor.refuse_generative()
-    sources = find(values["source"])
+    sources = predictor.find(values["source"])
     names = ("conf", "iou", "classes", "size", "every", "track", "tta", "tile")
     choices = {name: values[name] for name in names}
     choices |= {name: values[name] for name in Prompts.__dataclass_fields__ if name in values}
@@ -286,7 +285,7 @@ def run_models(values: Values) -> None:
         return _print_json(rows)
     table = [("name", "task", "parameters", "trainable", "input", "weights", "licence")]
     for row in rows:
-        count, size = row["parameters"], row["input"]
+        count, color = row["parameters"], row["input"]["color"]
         tags = [w["tag"] for w in row["weights"]]
         weights = f"{tags[0]}{f' +{len(tags) - 1}' if len(tags) > 1 else ''}" if tags else "-"
         table.append(
@@ -295,7 +294,7 @@ def run_models(values: Values) -> None:
                 row["task"],
                 f"{count['total']:,}",
                 f"{count['trainable']:,}",
-                f"{size['size'][0]}x{size['size'][1]} {size['color']}",
+                f"{models.entry(row['name']).input.sides()} {color}",
                 weights,
                 row["licence"],
             )

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sigak.structures import Masks, SigakError
 
-__all__ = ["boxes", "class_map", "color_of", "grid", "masks", "palette", "text"]
+__all__ = ["boxes", "class_map", "color_of", "grid", "masks", "palette", "text", "volume"]
 
 _Color = tuple[int, int, int]
 _Box = tuple[int, int, int, int]
@@ -31,6 +31,7 @@ _SYSTEM_FONTS = (
 )
 _VEIL = 0.45  # how much of a mask's colour covers the picture
 _STRIP = 1 << 20  # pixels that are coloured at a time: large pictures need little memory besides
+_PANEL = 288  # pixels that a slice of a volume is enlarged to
 _MARGIN = 4  # pixels between pictures, and between a picture and its caption
 
 
@@ -136,6 +137,33 @@ def class_map(
     return np.array(canvas)
 
 
+def volume(
+    voxels: np.ndarray, labels: np.ndarray, classes: Sequence[str], colors: Sequence[_Color]
+) -> np.ndarray:
+    """(H, W, 3): three slices of a volume, across D, across H and across W, as they are above and
+    with the voxels of classes in their colours below.
+
+    voxels (D, H, W, 1) in [0, 1], labels (D, H, W) uint8. Of each axis the slice is shown that has
+    most voxels of coloured classes, or the middle one. Voxels are drawn as squares, small ones
+    enlarged.
+    """
+    inked = np.zeros(256, bool)
+    inked[: len(colors)] = np.any(colors, 1)
+    shown = inked[labels]
+    times = max(1, _PANEL // max(labels.shape))
+    pictures, captions = [], []
+    for axis, name in enumerate("DHW"):
+        counts = shown.sum(tuple(a for a in range(3) if a != axis))
+        place = int(counts.argmax()) if counts.any() else labels.shape[axis] // 2
+        gray = np.rint(voxels.take(place, axis) * 255).astype(np.uint8)
+        both = [part.repeat(times, 0).repeat(times, 1) for part in (gray, labels.take(place, axis))]
+        pictures.append(_rgb(both[0]))
+        pictures.append(class_map(both[0], both[1], classes, colors))
+        captions.append(f"{name} {place}")
+    side = max(max(picture.shape[:2]) for picture in pictures)
+    return grid(pictures[::2] + pictures[1::2], captions * 2, 3, side)
+
+
 def masks(image: np.ndarray, found: Masks, labels: Sequence[int] | np.ndarray) -> np.ndarray:
     """A copy of `image` (H, W, 3) with masks laid over it, one colour a class, and their borders
     drawn; the first is laid last, on top.
@@ -226,7 +254,7 @@ def grid(
             f"expected at least one picture and column, and a caption each; received {len(images)} "
             f"pictures, {len(captions)} captions and {columns} columns"
         )
-    size = max(12, side // 8)
+    size = min(max(12, side // 8), 36)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     width, height = side + 2 * _MARGIN, side + size + 4 * _MARGIN

@@ -11,6 +11,7 @@ import numpy as np
 from sigak import data
 from sigak.data import Dataset, Record, Split
 from sigak.data.feed import Feed, Pictures
+from sigak.data.patches import Volumes
 from sigak.prediction import Assessment, Predictor, assess, load, pixels_of
 from sigak.structures import UNKNOWN, SigakError
 from sigak.tasks import Task
@@ -46,7 +47,8 @@ def evaluate(
     chosen = _pick(dataset, name)
     if not predictor.task.agnostic:
         chosen = _relabel(chosen, dataset.classes, predictor.classes)
-    pictures = Pictures(
+    kind = Volumes if predictor.preparation.depth else Pictures
+    pictures = kind(
         chosen,
         predictor.preparation,
         predictor.task.collate,

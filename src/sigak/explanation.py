@@ -130,6 +130,7 @@ def explain(
     Raises SigakError for more than one picture, an unknown class or layer, and other tasks.
     """
     predictor = load(checkpoint, device=device)
+    predictor.refuse_volumes("explain")
     found = image.expand(source)
     if len(found) != 1:
         raise SigakError(f"explain takes one picture, received {len(found)}; name one of them")

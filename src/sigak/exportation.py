@@ -90,6 +90,7 @@ def export(
         if value not in known:
             raise SigakError(f"{name} must be one of {', '.join(known)}, received {value!r}")
     predictor = load(checkpoint, device="cpu")
+    predictor.refuse_volumes("export")
     path = predictor.path
     if path is None or not isinstance(predictor.engine, TorchEngine):
         raise SigakError(f"export needs a checkpoint, received {path}, an exported file")

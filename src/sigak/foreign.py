@@ -5,6 +5,7 @@ fit.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sigak import models
 from sigak.io import weights as files
 from sigak.io.download import cache_folder, download
 from sigak.io.image import Preparation
+from sigak.io.volumes import INTENSITY
 from sigak.models._entry import Entry, Weights
 from sigak.structures import SigakError
 
@@ -146,13 +148,16 @@ def adopt(
         load_into(network, models.entry(name), Path(path))
     row = models.entry(name)
     color = {1: "gray", 3: "rgb", 4: "rgba"}[built["channels"]]
-    fit, resample = row.input.fit, row.input.resample
+    fit, resample, depth = row.input.fit, row.input.resample, row.input.depth
+    preparation = Preparation(tuple(built["size"]), color, fit, resample=resample)
+    if depth:
+        preparation = replace(preparation, fit="native", depth=depth, intensity=INTENSITY)
     header = files.header(
         name,
         row.task,
         built,
         _labels(names or _published_names(row, Path(path)), row, built["classes"]),
-        preparation=Preparation(tuple(built["size"]), color, fit, resample=resample).asdict(),
+        preparation=preparation.asdict(),
         recipe={},
         scores={},
         data={},

@@ -48,7 +48,7 @@ def l2_penalty(network: nn.Module, head: tuple[str, ...]) -> Tensor:
     kernels = [
         module.weight
         for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and name not in head
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear) and name not in head
     ]
     return torch.stack([w.float().square().sum() for w in kernels]).sum()
 
@@ -59,13 +59,14 @@ def l2_penalty(network: nn.Module, head: tuple[str, ...]) -> Tensor:
 def _counted(logits: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     """The pixels that are not IGNORE: logits (N, K) float32 and labels (N,) int64."""
     known = maps != IGNORE
-    rows = logits.float().permute(0, 2, 3, 1)[known]
+    rows = logits.float().movedim(1, -1)[known]
     return rows, maps[known].long()
 
 
 def pixel_cross_entropy(logits: Tensor, maps: Tensor) -> Tensor:
     """Mean softmax cross-entropy of logits (B, K, H, W) over the pixels of class maps (B, H, W)
-    uint8 that are not IGNORE; 0 where all are.
+    uint8 that are not IGNORE; 0 where all are. As every loss of pixels it takes volumes too, (B, K,
+    D, H, W) and (B, D, H, W).
     """
     total = F.cross_entropy(logits.float(), maps.long(), ignore_index=IGNORE, reduction="sum")
     return total / (maps != IGNORE).sum().clamp_min(1)

@@ -15,12 +15,12 @@ from torch import nn
 from sigak import models, tasks
 from sigak.data import Problem
 from sigak.data.feed import Feed
-from sigak.io import image
+from sigak.io import image, volumes
 from sigak.io import weights as files
 from sigak.recipe import Recipe
 from sigak.runtime import Engine, TorchEngine, choice, pick_device
 from sigak.runtime.files import SUFFIXES, open_file
-from sigak.sources import Shot, find, shots
+from sigak.sources import Shot, Source, find, find_volumes, shots
 from sigak.structures import Batch, Sample, SigakError
 from sigak.tasks import Metric, Result, Task
 from sigak.tracking import LOW, START, followed
@@ -106,9 +106,10 @@ class Predictor:
         preparation = self.preparation_at(size)
         if task.tile:  # windows are cut from the picture as it is, one picture at a time
             preparation, batch = replace(preparation, fit="native"), 1
+        batch = 1 if preparation.depth else batch  # as of volumes
         if prepare:  # a mistyped step is refused here, before any work
             preparation = replace(preparation, steps=tuple(prepare.split()))
-        coming = shots(find(source), every=every, problems=problems)
+        coming = shots(self.find(source), every=every, problems=problems)
         answers = self._rounds(task, coming, preparation, batch, problems)
         yield from followed(answers, start) if track else answers
 
@@ -134,6 +135,20 @@ class Predictor:
         if waiting:
             yield from self._answer(task, waiting)
 
+    def find(self, source: Any) -> list[Source]:
+        """What is meant by `source`, pictures and videos or volumes, whichever the checkpoint
+        answers for; see `sigak.sources`.
+        """
+        return find_volumes(source) if self.preparation.depth else find(source)
+
+    def refuse_volumes(self, verb: str) -> None:
+        """SigakError where the checkpoint answers for volumes, which `verb` does not do."""
+        if self.preparation.depth:
+            raise SigakError(
+                f"{verb} is for networks that take pictures, {self.header['name']} takes volumes; "
+                f"it answers by predict and evaluate"
+            )
+
     def refuse_generative(self) -> None:
         """SigakError where the checkpoint makes pictures instead of answering for some."""
         if self.task.generative:
@@ -146,6 +161,7 @@ class Predictor:
         """The preparation, with a canvas of another `size` where the network takes any."""
         if not size:
             return self.preparation
+        self.refuse_volumes("--size")
         stride = getattr(self.network, "stride", 0)
         if not stride or size < stride or size % stride:
             expected = f"a multiple of {stride}" if stride else "no --size, which it has built in"
@@ -182,7 +198,8 @@ class Predictor:
 
 
 def _sample(shot: Shot, place: int, preparation: image.Preparation) -> Sample:
-    ready, matrix, size = image.load(shot.thing, preparation)
+    reader = volumes.load if preparation.depth else image.load
+    ready, matrix, size = reader(shot.thing, preparation)  # type: ignore[operator,arg-type]
     return Sample(ready, shot.name, place, matrix=matrix, size=size, origin=shot.origin)
 
 
@@ -221,7 +238,9 @@ def load(
     network.load_state_dict(tensors)
     task, preparation = _task_of(header)
     where = pick_device(device)
-    if engine in ("", "torch"):
+    if engine in ("", "torch") or preparation.depth:
+        if engine not in ("", "torch", choice.AUTO):
+            raise SigakError(f"volumes are answered for by torch, received --engine {engine}")
         runner: Engine = TorchEngine(network, where)
     else:
         if device == "auto" and not engine.startswith("torch"):

@@ -85,6 +85,11 @@ def check(
     seed: of the small network that judges the labels. progress: told what is being done.
     Near copies and labels are checked on up to 50,000 pictures, evenly spread.
     """
+    if dataset.kind == "volume":
+        raise SigakError(
+            f"the checks look at pictures, {dataset.name} holds volumes; `sigak data` without "
+            f"--check names the files that do not fit"
+        )
     say = progress or (lambda _: None)
     say(f"looking at {sum(map(len, dataset.splits.values())):,} pictures")
     findings = list(_known_problems(dataset))

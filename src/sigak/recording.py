@@ -18,7 +18,7 @@ from sigak.io import image
 from sigak.io.video import Frame, Video, Writer
 from sigak.progress import Progress
 from sigak.structures import Sample, SigakError
-from sigak.tasks import Result, Task
+from sigak.tasks import Result, Task, stem_of
 from sigak.tasks.detect import Detections, yolo_lines
 
 __all__ = ["Recorder", "line_of", "shown"]
@@ -103,7 +103,7 @@ class Recorder:
             return self._add_frame(sample, sample.origin, result)
         self._results.append(result)
         self._count += 1
-        name = f"{self._count:04d}-{Path(result.source).stem}.png"
+        name = f"{self._count:04d}-{stem_of(result.source)}.png"
         image.save(self.folder / name, self._drawn(sample, result))
         return None
 

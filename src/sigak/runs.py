@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sigak import data, draw, models, tasks
 from sigak.data import Dataset, domains
-from sigak.io import image
+from sigak.data.patches import fitted
+from sigak.io import image, volumes
 from sigak.io import weights as files
 from sigak.models._entry import Entry, count_parameters
 from sigak.recipe import Options, Recipe
@@ -36,6 +37,7 @@ __all__ = [
     "described",
     "flags",
     "loaded",
+    "preparation",
     "repeat_command",
     "resumed",
     "story",
@@ -77,6 +79,22 @@ def _check_target(row: Entry, model: str, recipe: Recipe, options: Options) -> N
         )
     if adapts and recipe.l2:
         raise SigakError("--l2 is not for networks with discriminators; use --weight-decay")
+
+
+def preparation(model: str, dataset: Dataset, recipe: Recipe) -> image.Preparation:
+    """How every picture or volume of a run becomes an input of the network `model`."""
+    row = models.entry(model).input
+    size = (recipe.size, recipe.size) if recipe.size else row.size
+    if not row.depth:
+        color = recipe.color or (dataset.color if row.color == "any" else row.color)
+        return image.Preparation(size, color, recipe.fit or row.fit, resample=row.resample)
+    for flag, said in (("--color", recipe.color), ("--fit", recipe.fit)):
+        if said:
+            raise SigakError(f"{flag} is for pictures, {dataset.name} holds volumes; leave it out")
+    whole = image.Preparation(
+        size, row.color, "native", depth=recipe.size or row.depth, intensity=volumes.INTENSITY
+    )
+    return fitted(whole, dataset.splits["train"])
 
 
 def resumed(resume: str, model: str, said: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -220,7 +238,7 @@ def story(
             "name": training.name,
             "task": training.entry.task,
             "parameters": {"total": total, "trainable": trainable},
-            "input": [*training.preparation.size, training.preparation.channels],
+            "input": _input(training.preparation),
         },
         "data": {
             "name": training.dataset.name,
@@ -243,6 +261,11 @@ def story(
     }
 
 
+def _input(made: image.Preparation) -> list[int]:
+    """[H, W, C], of volumes [D, H, W, C]."""
+    return [*([made.depth] if made.depth else []), *made.size, made.channels]
+
+
 def _sheets(folder: Path, most: int = 6) -> list[dict[str, Any]]:
     """What the epochs showed, evenly chosen from the first to the last; none for most tasks."""
     paths = sorted((folder / SHEETS).glob("epoch-*.png"))
@@ -258,7 +281,7 @@ def _examples(training: Training, classes: int = 20, each: int = 6) -> list[dict
     pictures = training.pictures["train"]
     if training.dataset.kind == "objects":
         return _examples_with_boxes(training)
-    if training.dataset.kind == "class_map":
+    if training.dataset.kind in ("class_map", "volume"):
         return _examples_with_maps(training)
     labels = pictures.split.labels[pictures.places]
     first = [np.flatnonzero(labels == k)[:each] for k in np.unique(labels)[:classes]]
@@ -284,14 +307,17 @@ def _examples_with_boxes(training: Training, most: int = 12) -> list[dict[str, A
 
 
 def _examples_with_maps(training: Training, most: int = 12) -> list[dict[str, Any]]:
-    """Training pictures with their class maps, as the network sees them in the first epoch."""
+    """Training pictures, or patches of volumes, with their class maps, as the network sees them in
+    the first epoch.
+    """
     names, batch = training.dataset.classes, _first(training, most)
     colors = training.dataset.palette or draw.palette(names)
-    views = batch.images.permute(0, 2, 3, 1).cpu().numpy()
+    views = batch.images.movedim(1, -1).cpu().numpy()
     maps = np.zeros(0) if batch.class_maps is None else batch.class_maps.cpu().numpy()
+    drawer = draw.volume if training.dataset.kind == "volume" else draw.class_map
     found = []
     for view, labels, source in zip(views, maps, batch.sources):
-        drawn = draw.class_map(view, labels, names, colors)
+        drawn = drawer(view, labels, names, colors)
         count = np.count_nonzero(np.bincount(labels.ravel(), minlength=256)[: len(names)])
         found.append({"image": drawn, "label": f"{count} classes", "source": source})
     return found
@@ -300,7 +326,7 @@ def _examples_with_maps(training: Training, most: int = 12) -> list[dict[str, An
 def _first(training: Training, most: int) -> Batch:
     """The first training pictures as the first epoch sees them."""
     pictures = training.pictures["train"]
-    batch = pictures.batch(np.arange(min(most, len(pictures))))
+    batch = pictures.batch(np.arange(min(most, len(pictures))), (training.recipe.seed, 1))
     if training.feed.augment is not None:
         batch = training.feed.augment(batch, training.recipe.seed, 1)
     return batch

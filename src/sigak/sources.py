@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from sigak.data import Problem
-from sigak.io import image, video
+from sigak.io import image, video, volumes
 from sigak.io.video import Frame, Video
 from sigak.structures import SigakError
 
-__all__ = ["Shot", "Source", "find", "shots"]
+__all__ = ["Shot", "Source", "find", "find_volumes", "shots"]
 
 _ROUND = 8  # frames of a file that are answered together: they are kept whole, to be drawn on
 _LISTS = ".txt"
@@ -67,6 +69,40 @@ def find(given: object) -> list[Source]:
             for i, one in enumerate(found)
         ]
     return [Source(name, thing) for name, thing in image.expand(given)]
+
+
+def find_volumes(given: object) -> list[Source]:
+    """The volumes that are meant, in order: files, folders (searched in depth, sorted, hidden files
+    left out), patterns, arrays (D, H, W), or lists of them.
+    """
+    if isinstance(given, Source):
+        return [given]
+    if isinstance(given, np.ndarray):
+        return [Source("volume#0", given)]
+    if isinstance(given, (list, tuple)):
+        found = [source for one in given for source in find_volumes(one)]
+        return [
+            replace(one, name=f"volume#{i}") if one.name.startswith("volume#") else one
+            for i, one in enumerate(found)
+        ]
+    if not isinstance(given, (str, Path)):
+        raise SigakError(
+            f"a volume is a file or an array (D, H, W), received {type(given).__name__}"
+        )
+    path = Path(given).expanduser()
+    if path.is_file():
+        return [Source(str(path), path)]
+    if path.is_dir():
+        inside = [p for p in path.rglob("*") if "/." not in f"/{p.relative_to(path).as_posix()}"]
+    else:
+        inside = [Path(name) for name in glob.iglob(str(path), recursive=True)]
+    files = sorted(p for p in inside if volumes.is_volume(p) and p.is_file())
+    if not files:
+        raise SigakError(
+            f"no volume found: {path} is no file, and as a folder or pattern it holds none of "
+            f"{' '.join(volumes.SUFFIXES)}"
+        )
+    return [Source(str(p), p) for p in files]
 
 
 def _from_words(words: str | Path) -> list[Source]:

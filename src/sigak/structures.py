@@ -5,6 +5,9 @@ Conventions (stated here once, assumed everywhere):
 * Images are RGB, gray or RGBA. On the CPU they are uint8 arrays (H, W, C); in a batch they are one
   tensor (B, C, H, W) in channels_last memory, uint8 0..255 until `Batch.floating` turns them into
   floats in [0, 1].
+* A volume is a stack of D gray slices, (D, H, W, 1) float32 in [0, 1], in a batch (B, 1, D, H, W);
+  its class map is (D, H, W). What is said of a picture's frame, `matrix` and `size`, holds for
+  each slice.
 * x points right, y points down, in **continuous pixels**: pixel i covers [i, i + 1). The mirror of
   x is W - x. Boxes are xyxy floats. Sizes are (H, W). Angles are radians.
 * `matrix` (3x3) maps a point of the picture as it lies in the file (EXIF turned) to the picture as
@@ -180,11 +183,12 @@ class Instances:
 class Sample:
     """One picture and whatever is known of it; the fields are kinds of knowledge, not tasks.
 
-    image (H, W, C) uint8; label a class index, or a (K,) float vector of class weights; instances
-    the objects on this picture; truth the same objects as the file has them, in its frame;
-    class_map (H, W) uint8 class indices on this picture, truth_map reads that of the file, in its
-    frame; matrix (3, 3) float64, file frame to now; size (H, W) of the file frame; source a path or
-    a name like "digits#17"; origin what it was read from, to read it again.
+    image (H, W, C) uint8, or a volume (D, H, W, C) float32; label a class index, or a (K,) float
+    vector of class weights; instances the objects on this picture; truth the same objects as the
+    file has them, in its frame; class_map (H, W) or (D, H, W) uint8 class indices on this picture,
+    truth_map reads that of the file, in its frame; matrix (3, 3) float64, file frame to now; size
+    (H, W) of the file frame; source a path or a name like "digits#17"; origin what it was read
+    from, to read it again.
     """
 
     image: np.ndarray
@@ -201,24 +205,25 @@ class Sample:
     origin: object = None
 
     def __post_init__(self) -> None:
-        if self.image.ndim != 3 or self.image.dtype != np.uint8:
+        if (self.image.ndim, str(self.image.dtype)) not in ((3, "uint8"), (4, "float32")):
             raise SigakError(
-                f"a sample's image must be uint8 (H, W, C), received {self.image.dtype} "
-                f"{self.image.shape}"
+                f"a sample's image must be uint8 (H, W, C), or of a volume float32 (D, H, W, C); "
+                f"received {self.image.dtype} {self.image.shape}"
             )
         if self.size == (0, 0):
-            self.size = (self.image.shape[0], self.image.shape[1])
+            self.size = (self.image.shape[-3], self.image.shape[-2])
 
 
 @dataclass
 class Batch:
     """Samples on one canvas.
 
-    images (B, C, H, W) in channels_last memory; labels (B,) int64 or (B, K) float class weights;
-    matrix (B, 3, 3) float64; sizes the (H, W) of each file frame; instances on the canvas, truth in
-    the file's frame; class_maps (B, H, W) uint8 on the canvas, truth_maps read those of the files;
-    targets (B, C, H, W), as many pictures of another domain; indices (B,) int64, the samples'
-    places in their split (what randomness is keyed by); origins what each was read from.
+    images (B, C, H, W) in channels_last memory, or volumes (B, C, D, H, W); labels (B,) int64 or
+    (B, K) float class weights; matrix (B, 3, 3) float64; sizes the (H, W) of each file frame;
+    instances on the canvas, truth in the file's frame; class_maps (B, H, W) uint8, of volumes (B,
+    D, H, W), on the canvas, truth_maps read those of the files; targets (B, C, H, W), as many
+    pictures of another domain; indices (B,) int64, the samples' places in their split (what
+    randomness is keyed by); origins what each was read from.
     """
 
     images: Tensor
@@ -313,5 +318,7 @@ def _take(value: Tensor, places: Tensor) -> Tensor:
 
 
 def stack_images(images: Sequence[np.ndarray]) -> Tensor:
-    """Pictures (H, W, C) uint8 of one size -> (B, C, H, W) uint8 in channels_last memory."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    """Pictures (H, W, C) or volumes (D, H, W, C) of one size -> (B, C, H, W) or (B, C, D, H, W) of
+    the same type, the channels last in memory.
+    """
+    return torch.from_numpy(np.stack(images)).movedim(-1, 1)

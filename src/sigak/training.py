@@ -26,6 +26,7 @@ from sigak.callbacks import Callback, ModelCheckpoint, asked_for, restore, state
 from sigak.data import Dataset
 from sigak.data.domains import TARGET
 from sigak.data.feed import Feed, Pictures, Step
+from sigak.data.patches import Volumes
 from sigak.evaluation import mistakes
 from sigak.io import image
 from sigak.io import weights as files
@@ -134,12 +135,8 @@ class Training:
     # --- setting up -------------------------------------------------------------------------
 
     def _prepare_data(self) -> None:
-        recipe, row = self.recipe, self.entry.input
-        own = self.dataset.color if row.color == "any" else row.color
-        self.color = recipe.color or own
-        size = (recipe.size, recipe.size) if recipe.size else row.size
-        fit = recipe.fit or row.fit
-        self.preparation = image.Preparation(size, self.color, fit, resample=row.resample)
+        recipe = self.recipe
+        self.preparation = runs.preparation(self.name, self.dataset, recipe)
         with self.progress:
             known = [n for n in ("train", TARGET, "val") if n in self.dataset.splits]
             self.pictures = {name: self._decode(name) for name in known}
@@ -148,7 +145,7 @@ class Training:
             batch=recipe.batch,
             share=self.share,
             seed=recipe.seed,
-            augment=self.task.augment(size),
+            augment=self.task.augment(self.preparation.size),
             targets=self.pictures.get(TARGET),
         )
         val = self.pictures.get("val")
@@ -167,7 +164,8 @@ class Training:
 
     def _pictures(self, name: str, preparation: image.Preparation, **how: Any) -> Pictures:
         how |= {"device": self.device, "masks": "masks" in self.task.needs}
-        return Pictures(self.dataset.splits[name], preparation, self.task.collate, **how)
+        kind = Volumes if preparation.depth else Pictures
+        return kind(self.dataset.splits[name], preparation, self.task.collate, **how)
 
     def _prepare_network(self) -> None:
         recipe = self.recipe
@@ -175,11 +173,13 @@ class Training:
         changes: dict[str, Any] = {}
         if recipe.standardize == "data":
             changes["mean"], changes["std"] = self.pictures["train"].statistics()
+        if self.preparation.depth:
+            changes["depth"] = self.preparation.depth
         self.arguments = models.arguments(
             self.name,
             classes=self.task.outputs,
             size=self.preparation.size,
-            color=self.color,
+            color=self.preparation.color,
             **changes,
         )
         self.network = self.entry.build(**self.arguments)

@@ -25,7 +25,8 @@ def shapes(tmp_path):
 
 
 def test_names_are_complete():
-    assert set(NAMES) == {"digits", "scenes", "scenes-night", *idx.SETS, *cifar.SETS}
+    known = {"digits", "scenes", "scenes-night", "blobs3d"}
+    assert set(NAMES) == {*known, *idx.SETS, *cifar.SETS}
 
 
 def test_digits():

@@ -38,7 +38,9 @@ def test_no_two_answers_share_a_file():
 
 
 def test_every_task_keeps_the_protocol():
-    assert tasks.TASKS == ("classify", "detect", "instances", "segment", "generate", "prompt")
+    assert tasks.TASKS == (
+        "classify", "detect", "instances", "segment", "segment_volume", "generate", "prompt"
+    )  # fmt: skip
     for name in tasks.TASKS:
         made = tasks.create(name, CLASSES, Recipe())
         assert isinstance(made, tasks.Task)

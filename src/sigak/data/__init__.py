@@ -1,7 +1,7 @@
 """Data sets: records (paths and numbers), class names, splits, and what was found wrong.
 
-`load(spec)` takes a name (digits, mnist, fashion-mnist, cifar10, cifar100, cifar100-coarse,
-scenes, scenes-night), a folder, or an annotation file.
+`load(spec)` takes a name (digits, mnist, fashion-mnist, cifar10, cifar100, cifar100-coarse, scenes,
+scenes-night, blobs3d), a folder, or an annotation file.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse", "scenes",
-         "scenes-night")  # fmt: skip
+         "scenes-night", "blobs3d")  # fmt: skip
 
 
 def load(
@@ -72,8 +72,9 @@ def load(
 
     spec is one of `NAMES`; or a folder with one folder of pictures per class, with or without
     train, val and test folders above them; or pictures with boxes: a YOLO data.yaml, a COCO
-    instances .json, a Pascal VOC folder; or pictures with class maps, see `sigak.data.pairs`. A
-    name always means the set: write ./digits for a folder so called.
+    instances .json, a Pascal VOC folder; or pictures with class maps, see `sigak.data.pairs`; or
+    volumes with masks, see `sigak.data.volumes`. A name always means the set: write ./digits for a
+    folder so called.
 
     Where the data has no "val" split, the share `val` of each class is held out of "train"; 0 holds
     nothing out. The choice depends on the files' names, `val` and `seed` alone, and pictures that
@@ -103,8 +104,18 @@ def load(
 
 def provide(dataset: Dataset, needs: Sequence[str]) -> Dataset:
     """The set as a task takes it that needs these fields of `Sample`: where that is "class_map",
-    outlined objects are painted into class maps, whose class 0 is the background.
+    outlined objects are painted into class maps, whose class 0 is the background. SigakError where
+    it is made for pictures and these are volumes, or the other way round.
     """
+    if (dataset.kind == "volume") != ("volume" in needs):
+        told = ("volumes", "a network for pictures", "for volumes, such as unet3d-small")
+        if "volume" in needs:
+            told = ("pictures", "a network for volumes", "for pictures, such as unet")
+        raise SigakError(
+            f"{dataset.name} holds {told[0]}, and this is {told[1]}; take one {told[2]}"
+        )
+    if dataset.kind == "volume":
+        return dataset
     if "class_map" not in needs or dataset.kind == "class_map":
         return dataset
     records = [record for split in dataset.splits.values() for record in split.records]
@@ -137,7 +148,7 @@ def _painted(record: Record, split: Split, classes: int) -> Record:
 
 def _read(spec: str | Path, download: bool, strict: bool, class_maps: bool) -> Dataset:
     # The formats stand on the classes above, so they are imported when they are used.
-    from sigak.data import cifar, digits, folder, idx, pairs
+    from sigak.data import cifar, digits, folder, idx, pairs, volumes
 
     if spec == "digits":
         return digits.read()
@@ -145,6 +156,10 @@ def _read(spec: str | Path, download: bool, strict: bool, class_maps: bool) -> D
         from sigak.data import scenes
 
         return scenes.read(spec)
+    if isinstance(spec, str) and spec.partition(":")[0] == "blobs3d":
+        from sigak.data import blobs3d
+
+        return blobs3d.read(spec)
     if spec in idx.SETS:
         return idx.read(str(spec), download)
     if spec in cifar.SETS:
@@ -158,6 +173,8 @@ def _read(spec: str | Path, download: bool, strict: bool, class_maps: bool) -> D
             "Otherwise name a folder with one folder of pictures per class, a data.yaml, a COCO "
             ".json or a folder in the layout of Pascal VOC"
         )
+    if volumes.recognize(path):
+        return volumes.read(path, strict)
     if pairs.recognize(path, wanted=class_maps):
         return pairs.read(path, strict)
     return _read_boxes(path, strict) or folder.read(path, strict=strict)

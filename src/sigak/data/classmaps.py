@@ -7,9 +7,12 @@ upright picture, with IGNORE (255) where the class is not known.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +21,7 @@ from sigak.io import index_map
 from sigak.ops.outlines import masks_of
 from sigak.structures import IGNORE, UNKNOWN, SigakError
 
-__all__ = ["BACKGROUND", "MOST", "ClassMap", "lookup", "paint"]
+__all__ = ["BACKGROUND", "MOST", "ClassMap", "class_file", "class_rows", "lookup", "paint"]
 
 BACKGROUND = "background"  # the class of what no object covers
 MOST = IGNORE  # classes that fit into a byte beside IGNORE
@@ -53,12 +56,7 @@ class ClassMap:
         """(H, W) uint8 class indices. Raises SigakError for a map of another size than its
         picture's, and for a value that is no class.
         """
-        if isinstance(self.source, Objects):
-            if self.size is None:
-                raise SigakError("the size of a picture must be known where its map is painted")
-            values = paint(self.source, self.size)
-        else:
-            values = index_map.read(self.source, self.colors)
+        values = self._values()
         if self.size is not None and values.shape != tuple(self.size):
             raise SigakError(
                 f"{self.source} is {values.shape[0]} x {values.shape[1]} (height x width), its "
@@ -73,6 +71,14 @@ class ClassMap:
                 f"{_shown(known)}, or {IGNORE} for pixels that do not count"
             )
         return np.asarray(classes.astype(np.uint8))
+
+    def _values(self) -> np.ndarray:
+        """(H, W) uint8 as the file has them, or as they are painted."""
+        if not isinstance(self.source, Objects):
+            return index_map.read(self.source, self.colors)
+        if self.size is None:
+            raise SigakError("the size of a picture must be known where its map is painted")
+        return paint(self.source, self.size)
 
     def relabelled(self, table: np.ndarray) -> ClassMap:
         """The same map with its classes looked up in `table` (K,)."""
@@ -114,3 +120,59 @@ def paint(objects: Objects, size: tuple[int, int]) -> np.ndarray:
     for place in order.tolist():
         canvas[windows[place]][masks.patches[place]] = objects.labels[place] + 1
     return canvas
+
+
+# ------------------------------------------------------------------ files of names
+
+_CLASS_FILES = ("classes.json", "classes.txt")
+_Row = tuple[str, int | None, tuple[int, int, int] | None]
+
+
+def class_file(root: Path) -> Path | None:
+    """The file in the folder that names the classes, where there is one."""
+    return next((root / name for name in _CLASS_FILES if (root / name).is_file()), None)
+
+
+def class_rows(file: Path) -> list[_Row]:
+    """(name, value, colour) of the classes of classes.txt (a name a line) or classes.json (a list
+    of names or of {"name", "value", "color"}); None where a value or a colour is not given. Raises
+    SigakError for anything else, for names that come twice and for more classes than a byte holds.
+    """
+    rows = _rows(file)
+    if not 1 <= len(rows) <= MOST:
+        raise SigakError(f"{file}: expected 1 to {MOST} classes, received {len(rows)}")
+    names = [name for name, _, _ in rows]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        more = f" and {len(doubled) - 3} more" if len(doubled) > 3 else ""
+        raise SigakError(f"{file} names {', '.join(doubled[:3])}{more} more than once")
+    return rows
+
+
+def _rows(file: Path) -> list[_Row]:
+    text = file.read_text(encoding="utf-8-sig")
+    if file.suffix == ".txt":
+        return [(line.strip(), None, None) for line in text.splitlines() if line.strip()]
+    try:
+        body = json.loads(text)
+        body = body["classes"] if isinstance(body, dict) else body
+        return [_row(entry) for entry in body]
+    except (ValueError, TypeError, KeyError) as error:
+        raise SigakError(
+            f'{file}: expected a list of names or of {{"name": "road", "color": [128, 64, 128]}}, '
+            f"received something else ({error})"
+        ) from None
+
+
+def _row(entry: Any) -> _Row:
+    if isinstance(entry, str):
+        return entry, None, None
+    color = entry.get("color")
+    if color is not None:
+        red, green, blue = (int(part) for part in color)
+        if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
+            raise ValueError(f"colour {color}")
+        color = (red, green, blue)
+    value = entry.get("value")
+    if value is not None and not 0 <= int(value) <= 255:
+        raise ValueError(f"value {value}")
+    return str(entry["name"]), None if value is None else int(value), color

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,6 @@ import numpy as np
 import psutil
 import torch
 
-from sigak.augment.pipeline import Pipeline
 from sigak.data import Problem, Split
 from sigak.data.objects import to_instances
 from sigak.io import image
@@ -32,6 +31,7 @@ MEMORY_SHARE = 0.3  # of the memory that is free, for one split's decoded pictur
 AHEAD = 3  # batches prepared while the network computes
 
 Progress = Callable[[int], None]
+Augmentation = Callable[[Batch, int, int], Batch]  # of a batch, with the seed and the epoch
 
 
 class Pictures:
@@ -89,32 +89,36 @@ class Pictures:
         if self.resident is None and self.fits:
             samples = list(self._samples(range(len(self.split)), progress))
             readable = [s for s in samples if s is not None]
-            if self.problems and strict:
-                first = self.problems[0]
-                raise SigakError(
-                    f"{len(self.problems)} pictures cannot be read, the first {first.source}: "
-                    f"{first.reason}; mend or remove them, or leave out --strict to skip them"
-                )
-            if not readable:
-                raise SigakError(
-                    f"none of the {len(self.split)} pictures of split {self.split.name!r} could "
-                    f"be read; "
-                    f"the first: {self.problems[0].source}: {self.problems[0].reason}"
-                )
+            self._refuse_unreadable(len(readable), strict)
             self.places = np.array([s.index for s in readable])
             self.resident = self.collate(readable).to(self.device)
         return self
 
-    def batch(self, positions: np.ndarray) -> Batch:
+    def _refuse_unreadable(self, readable: int, strict: bool) -> None:
+        """SigakError where nothing could be read, or, if `strict`, where something could not."""
+        if self.problems and strict:
+            first = self.problems[0]
+            raise SigakError(
+                f"{len(self.problems)} pictures cannot be read, the first {first.source}: "
+                f"{first.reason}; mend or remove them, or leave out --strict to skip them"
+            )
+        if not readable:
+            raise SigakError(
+                f"none of the {len(self.split)} pictures of split {self.split.name!r} could "
+                f"be read; "
+                f"the first: {self.problems[0].source}: {self.problems[0].reason}"
+            )
+
+    def batch(self, positions: np.ndarray, key: tuple[int, int] = (0, 0)) -> Batch:
         """The pictures at `positions` (0 .. len - 1) as one uint8 batch, in that order; they must
-        be of one size.
+        be of one size. key: seed and epoch, for what is cut at random, as pictures are not.
         """
-        batches = self.batches(positions)
+        batches = list(self.batches(positions))
         if len(batches) > 1:
             raise SigakError("pictures of different sizes do not fit into one batch")
         return batches[0]
 
-    def batches(self, positions: np.ndarray) -> list[Batch]:
+    def batches(self, positions: np.ndarray) -> Iterable[Batch]:
         """The pictures at `positions` as one uint8 batch for each size they have."""
         if self.resident is not None:
             return [self.resident.select(torch.from_numpy(positions).to(self.device))]
@@ -166,23 +170,27 @@ class Pictures:
             yield sample
 
     def _sample(self, index: int) -> Sample | None:
-        record = self.split.records[index]
-        source = record.source if self.split.pixels is None else self.split.pixels[index]
+        """The sample at a place of the split; None where it cannot be read, which is noted."""
         try:
-            pixels, matrix, size = image.load(source, self.preparation, reduced=self.reduced)
-            class_map = None if record.class_map is None else record.class_map.read()
-            sample = Sample(pixels, record.source, int(index), record.label, matrix=matrix,
-                            size=size)  # fmt: skip
-            if record.objects is not None:
-                how, canvas = {"masks": self.masks}, (pixels.shape[0], pixels.shape[1])
-                sample.label, sample.truth = None, to_instances(record.objects, None, size, **how)
-                sample.instances = to_instances(record.objects, matrix, canvas, **how)
+            return self._read(int(index))
         except SigakError as error:
             if index not in self.failed:  # a set read anew each epoch names it once
                 self.failed.add(int(index))
-                self.problems.append(Problem(record.source, str(error), "skipped"))
+                source = self.split.records[index].source
+                self.problems.append(Problem(source, str(error), "skipped"))
             return None
-        if record.class_map is not None and class_map is not None:
+
+    def _read(self, index: int) -> Sample:
+        record = self.split.records[index]
+        source = record.source if self.split.pixels is None else self.split.pixels[index]
+        pixels, matrix, size = image.load(source, self.preparation, reduced=self.reduced)
+        sample = Sample(pixels, record.source, index, record.label, matrix=matrix, size=size)
+        if record.objects is not None:
+            how, canvas = {"masks": self.masks}, (pixels.shape[0], pixels.shape[1])
+            sample.label, sample.truth = None, to_instances(record.objects, None, size, **how)
+            sample.instances = to_instances(record.objects, matrix, canvas, **how)
+        if record.class_map is not None:
+            class_map = record.class_map.read()
             sample.label, sample.class_map = None, _moved(class_map, matrix, pixels.shape)
             if not self.reduced:  # to be measured by what the file says
                 sample.truth_map = record.class_map.read
@@ -239,7 +247,7 @@ class Feed:
         batch: int,
         share: tuple[int, int] = (0, 1),
         seed: int | None = None,
-        augment: Pipeline | None = None,
+        augment: Augmentation | None = None,
         targets: Pictures | None = None,
     ) -> None:
         """seed None: in the split's order, unaugmented (evaluation); else shuffled and augmented by
@@ -313,7 +321,7 @@ class Feed:
                 for batch in self.pictures.batches(part):
                     yield Step(number, batch, len(batch), len(batch))
                 continue
-            batch = self.pictures.batch(part)
+            batch = self.pictures.batch(part, (self.seed, epoch))
             lost = len(part) - len(batch)  # unreadable ones, where the set is read as it goes
             if self.targets is not None:
                 wanted = number * self.size + np.arange(len(whole))

@@ -14,7 +14,7 @@ from sigak import draw
 from sigak.data.classmaps import ClassMap
 from sigak.data.records import Dataset, Record, Split, digest, keys
 from sigak.data.splits import THREADS, shuffled
-from sigak.io import image
+from sigak.io import image, volumes
 from sigak.ops.outlines import masks_of
 from sigak.structures import SigakError
 
@@ -30,8 +30,8 @@ def summary(dataset: Dataset) -> dict[str, Any]:
     name, kind, root, digest, color; classes: a list of {"name", one count per split}, of pictures,
     in a set with boxes of objects, and with class maps of pictures that show the class, among at
     most 1,000 of them; splits: counts of pictures; total; height and width:
-    {"min", "median", "max"} in pixels, of 1,000 pictures per split where there are more; problems:
-    a list of {"source", "reason", "action"}.
+    {"min", "median", "max"} in pixels, of 1,000 pictures per split where there are more; depth: the
+    same of the slices, of volumes alone; problems: a list of {"source", "reason", "action"}.
     """
     counts = {name: _counts(dataset, split) for name, split in dataset.splits.items()}
     sizes = np.array(_sizes(dataset))
@@ -47,6 +47,7 @@ def summary(dataset: Dataset) -> dict[str, Any]:
         ],
         "splits": {name: len(split) for name, split in dataset.splits.items()},
         "total": sum(len(split) for split in dataset.splits.values()),
+        **_depths(dataset),
         "height": _spread(sizes[:, 0]),
         "width": _spread(sizes[:, 1]),
         "problems": [asdict(problem) for problem in dataset.problems],
@@ -55,7 +56,7 @@ def summary(dataset: Dataset) -> dict[str, Any]:
 
 def _counts(dataset: Dataset, split: Split) -> list[int]:
     classes = len(dataset.classes)
-    if dataset.kind != "class_map":
+    if dataset.kind not in ("class_map", "volume"):
         return np.bincount(split.object_labels, minlength=classes).tolist()  # type: ignore[no-any-return]
     maps = [r.class_map for r in split.records[:: -(-len(split) // _MEASURED)]]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -77,7 +78,7 @@ def _sizes(dataset: Dataset) -> list[tuple[int, int]]:
     sizes: list[tuple[int, int]] = []
     for split in dataset.splits.values():
         if split.pixels is not None:
-            sizes.append((split.pixels.shape[1], split.pixels.shape[2]))
+            sizes.append((split.pixels.shape[-3], split.pixels.shape[-2]))
             continue
         step = -(-len(split) // _MEASURED)
         looked_at = split.records[::step]
@@ -87,6 +88,12 @@ def _sizes(dataset: Dataset) -> list[tuple[int, int]]:
             headers = pool.map(image.describe, sources)
             sizes += [tuple(header["size"]) for header in headers]
     return sizes
+
+
+def _depths(dataset: Dataset) -> dict[str, dict[str, int]]:
+    """How many slices the volumes have; nothing of pictures."""
+    depths = [record.depth for split in dataset.splits.values() for record in split.records]
+    return {"depth": _spread(np.array(depths))} if dataset.kind == "volume" else {}
 
 
 def _spread(values: np.ndarray) -> dict[str, int]:
@@ -114,9 +121,10 @@ def describe_text(dataset: Dataset, width: int = 100) -> str:
     whole = "pictures" if facts["kind"] == "objects" else "all"
     table.add_row(whole, *(str(count) for count in facts["splits"].values()), style="bold")
 
+    things = "volumes" if facts["kind"] == "volume" else "pictures"
     text = StringIO()
     text.write(
-        f"{facts['name']}: {facts['total']:,} pictures, {_sides(facts)}, {facts['color']}\n\n"
+        f"{facts['name']}: {facts['total']:,} {things}, {_sides(facts)}, {facts['color']}\n\n"
     )
     Console(file=text, width=width, markup=False, emoji=False, color_system=None).print(table)
     problems = facts["problems"]
@@ -130,21 +138,27 @@ def describe_text(dataset: Dataset, width: int = 100) -> str:
 
 
 def _sides(facts: dict[str, Any]) -> str:
-    """Sizes in words, such as "32 high x 32 wide" or "90-480 (median 240) high x 32 wide"."""
+    """Sizes in words, such as "32 high x 32 wide" or "90-480 (median 240) high x 32 wide"; of
+    volumes "16 deep" before it.
+    """
 
     def side(spread: dict[str, int]) -> str:
         low, middle, high = spread["min"], spread["median"], spread["max"]
         return str(low) if low == high else f"{low}-{high} (median {middle})"
 
-    return f"{side(facts['height'])} high x {side(facts['width'])} wide"
+    deep = f"{side(facts['depth'])} deep x " if "depth" in facts else ""
+    return f"{deep}{side(facts['height'])} high x {side(facts['width'])} wide"
 
 
 def sheet(dataset: Dataset, rows: int = 4, columns: int = 8, seed: int = 0) -> np.ndarray:
     """(H, W, 3) uint8: up to rows x columns pictures with their class names or boxes, the classes
     in turn.
 
-    The pictures are of the "train" split, or the first there is.
+    The pictures are of the "train" split, or the first there is; of volumes four are shown.
     """
+    side = 112 if dataset.kind == "label" else 240
+    if dataset.kind == "volume":
+        rows, columns, side = 2, 2, 640
     split = dataset.splits.get("train", next(iter(dataset.splits.values())))
     turns: dict[int, int] = {}
     order = []
@@ -158,7 +172,7 @@ def sheet(dataset: Dataset, rows: int = 4, columns: int = 8, seed: int = 0) -> n
         [_look(split, i, dataset) for i in chosen],
         [_caption(split.records[i], dataset.classes) for i in chosen],
         columns,
-        side=112 if dataset.kind == "label" else 240,
+        side,
     )
 
 
@@ -166,7 +180,14 @@ def _look(split: Split, index: int, dataset: Dataset) -> np.ndarray:
     """A picture of the split (H, W, 3), its objects or classes drawn on it."""
     classes = dataset.classes
     record = split.records[index]
-    pixels = image.read(record.source if split.pixels is None else split.pixels[index])
+    source = record.source if split.pixels is None else split.pixels[index]
+    if record.depth and record.class_map is not None:
+        values = volumes.read(source if isinstance(source, str) else source[..., 0])
+        voxels, labels = volumes.scaled(values, record.source), record.class_map.read()
+        return draw.volume(
+            voxels[..., None], labels, classes, dataset.palette or draw.palette(classes)
+        )
+    pixels = image.read(source)
     if record.class_map is not None:
         colors = dataset.palette or draw.palette(classes)
         return draw.class_map(pixels, record.class_map.read(), classes, colors)

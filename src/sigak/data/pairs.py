@@ -5,19 +5,17 @@ http://host.robots.ox.ac.uk/pascal/VOC/, https://www.cityscapes-dataset.com
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sigak.data.classmaps import BACKGROUND, MOST, ClassMap, lookup
+from sigak.data.classmaps import BACKGROUND, ClassMap, class_file, class_rows, lookup
 from sigak.data.headers import measure
-from sigak.data.labels import SPLITS, Findings, few
+from sigak.data.labels import SPLITS, Findings
 from sigak.data.records import Dataset, Record, Split
 from sigak.data.splits import THREADS
 from sigak.io import image, index_map
@@ -28,7 +26,6 @@ __all__ = ["CITYSCAPES", "VOC", "read", "recognize"]
 _PICTURES = ("images", "imgs", "JPEGImages", "leftImg8bit")
 _MAPS = ("masks", "labels", "annotations", "SegmentationClass", "gtFine")
 _SPLIT_ORDER = ("train", "val", "test")
-_CLASS_FILES = ("classes.json", "classes.txt")
 # Cityscapes writes several maps a picture; the first that is there is taken.
 _CITY_ENDINGS = ("_gtFine_labelTrainIds", "_gtFine_labelIds")
 
@@ -218,7 +215,7 @@ def _checked(
 
 
 def _classes(root: Path, maps: Sequence[str], findings: Findings) -> _Classes:
-    file = next((root / name for name in _CLASS_FILES if (root / name).is_file()), None)
+    file = class_file(root)
     if file is not None:
         return _from_file(file, maps)
     if (root / "gtFine").is_dir():
@@ -280,12 +277,8 @@ def _values(path: str) -> list[int] | str:
 
 def _from_file(file: Path, maps: Sequence[str]) -> _Classes:
     """Names, values and colours as classes.txt or classes.json gives them."""
-    rows = list(_rows(file))
-    if not 1 <= len(rows) <= MOST:
-        raise SigakError(f"{file}: expected 1 to {MOST} classes, received {len(rows)}")
+    rows = class_rows(file)
     names = [name for name, _, _ in rows]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise SigakError(f"{file} names {few(doubled)} more than once")
     known = {place if value is None else value: place for place, (_, value, _) in enumerate(rows)}
     colors = [color for _, _, color in rows if color is not None]
     palette = colors if len(colors) == len(rows) else None
@@ -303,36 +296,3 @@ def _binary(maps: Sequence[str]) -> bool:
     """
     found = {value for path in maps[:20] for value in np.unique(index_map.read(path)).tolist()}
     return found == {0, IGNORE}
-
-
-_Row = tuple[str, int | None, tuple[int, int, int] | None]
-
-
-def _rows(file: Path) -> Iterable[_Row]:
-    text = file.read_text(encoding="utf-8-sig")
-    if file.suffix == ".txt":
-        return [(line.strip(), None, None) for line in text.splitlines() if line.strip()]
-    try:
-        body = json.loads(text)
-        body = body["classes"] if isinstance(body, dict) else body
-        return [_row(entry) for entry in body]
-    except (ValueError, TypeError, KeyError) as error:
-        raise SigakError(
-            f'{file}: expected a list of names or of {{"name": "road", "color": [128, 64, 128]}}, '
-            f"received something else ({error})"
-        ) from None
-
-
-def _row(entry: Any) -> _Row:
-    if isinstance(entry, str):
-        return entry, None, None
-    color = entry.get("color")
-    if color is not None:
-        red, green, blue = (int(part) for part in color)
-        if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
-            raise ValueError(f"colour {color}")
-        color = (red, green, blue)
-    value = entry.get("value")
-    if value is not None and not 0 <= int(value) <= 255:
-        raise ValueError(f"value {value}")
-    return str(entry["name"]), None if value is None else int(value), color

@@ -37,7 +37,8 @@ class Record:
 
     source: its path, or a name such as "digits#17"; label: a class index or UNKNOWN; objects: what
     lies where on it, None in a set of labelled pictures; size: (H, W) of the upright picture, where
-    the set knows it; class_map: where the class of each pixel is found.
+    the set knows it; class_map: where the class of each pixel is found; depth: of a volume, how
+    many slices of `size` it has, 0 for a picture.
     """
 
     source: str
@@ -45,6 +46,7 @@ class Record:
     objects: Objects | None = field(default=None, compare=False)
     size: tuple[int, int] | None = None
     class_map: ClassMap | None = field(default=None, compare=False)
+    depth: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def _first_label(record: Record) -> int:
 class Split:
     """Records of one split.
 
-    pixels (N, H, W, C) uint8 holds them all where the set comes decoded, else it is None.
+    pixels (N, H, W, C) uint8, or of volumes (N, D, H, W), holds them all where the set comes
+    decoded, else it is None.
     """
 
     name: str
@@ -126,12 +129,12 @@ class Dataset:
 
     @property
     def kind(self) -> str:
-        """ "objects" where the records carry boxes, "class_map" where the pixels have classes, and
-        "label" where each picture has one.
+        """ "objects" where the records carry boxes, "class_map" where the pixels have classes,
+        "volume" where they are volumes' voxels, and "label" where each picture has one.
         """
         first = next((r for split in self.splits.values() for r in split.records), None)
         if first is not None and first.class_map is not None:
-            return "class_map"
+            return "volume" if first.depth else "class_map"
         return "objects" if first is not None and first.objects is not None else "label"
 
 

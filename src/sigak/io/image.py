@@ -292,6 +292,8 @@ class Preparation:
     the short side whole), "native" (as it is, whatever the size) or "longest" (all of it, the
     longer side as long as the size's, nothing beside it); resample: "area", "bilinear" or
     "antialias", see `sigak.io.fit`.
+    depth: of volumes, how many slices of `size` go through the network at a time, 0 for pictures;
+    intensity: of volumes, how their values are scaled, see `sigak.io.volumes`.
     """
 
     size: tuple[int, int]
@@ -299,6 +301,8 @@ class Preparation:
     fit: str = "squash"
     steps: tuple[str, ...] = ()
     resample: str = "area"
+    depth: int = 0
+    intensity: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, tuple) or len(self.size) != 2 or min(self.size) < 1:

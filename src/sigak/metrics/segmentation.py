@@ -1,5 +1,7 @@
 """Segmentation: how well class maps fit the truth, pixel by pixel and at the boundaries.
 
+Maps of volumes are measured alike, with voxels for pixels, surfaces for boundaries.
+
 All totals are whole numbers, so that the figures depend neither on how the pictures were cut into
 batches nor on the order in which parts were merged.
 """
@@ -37,7 +39,8 @@ class Segmentation:
         self._pictures = 0
 
     def add(self, found: np.ndarray, truth: np.ndarray) -> None:
-        """Take in one picture: two maps (H, W) uint8 of class indices, IGNORE in the truth only.
+        """Take in one picture: two maps (H, W) or (D, H, W) uint8 of class indices, IGNORE in the
+        truth only.
 
         Raises SigakError where their sizes differ, or an index is no class.
         """
@@ -133,23 +136,21 @@ def _boundary_f(counts: np.ndarray) -> float | None:
 
 
 def _edges(classes: np.ndarray) -> np.ndarray:
-    """(H, W) bool: pixels of a class beside another class; IGNORE is none, and the picture's edge
-    is no boundary.
+    """bool of the map's shape: pixels of a class beside another class along any axis; IGNORE is
+    none, and the picture's edge is no boundary.
     """
     edges = np.zeros(classes.shape, bool)
-    for first, second in (
-        ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
-        ((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
-    ):
-        here, there = classes[first], classes[second]
+    for axis in range(classes.ndim):
+        along, marks = np.moveaxis(classes, axis, 0), np.moveaxis(edges, axis, 0)
+        here, there = along[1:], along[:-1]
         apart = (here != there) & (here != IGNORE) & (there != IGNORE)
-        edges[first] |= apart
-        edges[second] |= apart
+        marks[1:] |= apart
+        marks[:-1] |= apart
     return edges
 
 
 def _near(points: np.ndarray, others: np.ndarray, reach: float) -> int:
-    """How many of (N, 2) points lie within `reach` of one of (M, 2) others."""
+    """How many of (N, 2) or (N, 3) points lie within `reach` of one of (M, 2) or (M, 3) others."""
     if not len(points) or not len(others):
         return 0
     distances, _ = cKDTree(others).query(points, distance_upper_bound=reach + 1e-9)

@@ -6,6 +6,7 @@ One family is one file that ends with a literal table MODELS; this file only loo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -60,6 +61,7 @@ FAMILIES = (
     "unet",
     "smp_nets",
     "adaptsegnet",
+    "unet3d",
     "sam",
     # generation
     "dcgan",
@@ -159,7 +161,6 @@ def try_out(name: str, network: nn.Module, built: dict[str, Any]) -> None:
     """SigakError if `network`, made by `name` with the arguments `built`, cannot take a picture of
     its size: many networks only find out when they run.
     """
-    height, width = built["size"]
     shape = input_shape(network, built)
     training = network.training
     network.eval()
@@ -169,10 +170,12 @@ def try_out(name: str, network: nn.Module, built: dict[str, Any]) -> None:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, ValueError) as error:
-        own = entry(name).input.size
+        own = entry(name).input
+        kind = "volumes" if own.depth else "pictures"
+        given = replace(own, size=tuple(built["size"]), depth=built.get("depth", 0))
         raise SigakError(
-            f"{name} cannot take pictures of {height}x{width} ({str(error).splitlines()[0]}); "
-            f"give another --size, its own is {own[0]}x{own[1]}"
+            f"{name} cannot take {kind} of {given.sides()} ({str(error).splitlines()[0]}); "
+            f"give another --size, its own is {own.sides()}"
         ) from error
     finally:
         network.train(training)

@@ -17,7 +17,8 @@ class Input:
 
     size (H, W); color "gray", "rgb", "rgba", or "any": the data decides between gray and rgb; mean
     and std per channel in [0, 1] units, applied inside the network; fit and resample: how a picture
-    meets the size (see `sigak.io.image.Preparation`).
+    meets the size (see `sigak.io.image.Preparation`); depth: how many slices of `size` a volume has
+    that goes through the network at a time, 0 for pictures.
     """
 
     size: tuple[int, int]
@@ -26,6 +27,11 @@ class Input:
     std: tuple[float, ...] = (1.0,)
     fit: str = "squash"
     resample: str = "area"
+    depth: int = 0
+
+    def sides(self, sign: str = "x") -> str:
+        """ "256x256", of volumes "64x64x64"."""
+        return sign.join(map(str, [*([self.depth] if self.depth else []), *self.size]))
 
 
 @dataclass(frozen=True)

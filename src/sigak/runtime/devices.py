@@ -25,6 +25,8 @@ __all__ = [
     "seed_step",
 ]
 
+_LEAST = 3  # voxels a side of the maps that 3-D convolutions learn from in bfloat16, see `_shallow`
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """ "auto": a GPU if there is one, else the CPU; or any name PyTorch knows, such as "cuda:1" or
@@ -52,19 +54,36 @@ def pick_device(name: str = "auto") -> torch.device:
 def pick_precision(
     name: str, device: torch.device, network: nn.Module, shape: tuple[int, ...]
 ) -> torch.dtype:
-    """The precision to train `network` in on pictures of `shape` (C, H, W).
+    """The precision to train `network` in on pictures of `shape` (C, H, W) or volumes of (C, D, H,
+    W).
 
     "auto" is bfloat16 where the device has units for it and the network has use for them, decided
-    by what they are and never by timing, so that two runs on one machine compute alike.
+    by what they are and never by timing, so that two runs on one machine compute alike. SigakError
+    for a bfloat16 that is asked for where gradients would be wrong.
     """
+    shallow = device.type == "cpu" and _shallow(network, shape)
+    if shallow and name == "bfloat16":
+        raise SigakError(
+            f"3-D convolutions learn in bfloat16 on a CPU where their maps have {_LEAST} voxels a "
+            f"side or more, of patches of {'x'.join(map(str, shape[1:]))} they have fewer; leave "
+            f"--precision out, or give a larger --size"
+        )
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     capable = False
     if device.type == "cuda":
         capable = torch.cuda.get_device_capability(device)[0] >= 8
     elif device.type == "cpu":
-        capable = cpu_has_bfloat16() and _gains_on_cpu(network, shape)
+        capable = cpu_has_bfloat16() and not shallow and _gains_on_cpu(network, shape)
     return torch.bfloat16 if capable else torch.float32
+
+
+def _shallow(network: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether 3-D convolutions get maps smaller than their kernels: oneDNN 3.13 then adds what it
+    never wrote to their gradients in bfloat16, so that they differ from run to run, up to NaN.
+    """
+    deep = any(isinstance(module, nn.Conv3d) for module in network.modules())
+    return deep and min(shape[1:]) < _LEAST * int(getattr(network, "stride", 1))
 
 
 def _gains_on_cpu(network: nn.Module, shape: tuple[int, ...]) -> bool:

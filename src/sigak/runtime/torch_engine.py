@@ -26,12 +26,14 @@ class Engine(Protocol):
 
 class TorchEngine:
     """A PyTorch network in evaluation mode, without gradients, in float32 and channels_last
-    memory.
+    memory, that of volumes in channels_last_3d.
     """
 
     def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        deep = any(isinstance(module, nn.Conv3d) for module in network.modules())
+        layout = torch.channels_last_3d if deep else torch.channels_last
+        self.network = network.to(self.device).to(memory_format=layout)
 
     def __call__(self, images: Tensor) -> Any:
         training = self.network.training

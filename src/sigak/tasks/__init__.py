@@ -16,13 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sigak.augment.pipeline import Pipeline
 from sigak.recipe import Recipe
 from sigak.structures import Batch, Sample, SigakError
 
-__all__ = ["Metric", "Result", "Task", "create", "needs", "unique_stems"]
+__all__ = ["Metric", "Result", "Task", "create", "needs", "stem_of", "unique_stems"]
 
-TASKS = ("classify", "detect", "instances", "segment", "generate", "prompt")
+TASKS = (
+    "classify",
+    "detect",
+    "instances",
+    "segment",
+    "segment_volume",
+    "generate",
+    "prompt",
+)
 
 
 class Result(Protocol):
@@ -90,8 +97,10 @@ class Task(ABC):
         """Samples on one canvas, their knowledge as tensors."""
 
     @abstractmethod
-    def augment(self, size: tuple[int, int]) -> Pipeline | None:
-        """The augmentation of training batches of `size` (H, W)."""
+    def augment(self, size: tuple[int, int]) -> Callable[[Batch, int, int], Batch] | None:
+        """The augmentation of training batches of `size` (H, W): what takes a batch, the seed and
+        the epoch and gives the batch to learn from, such as a `Pipeline`.
+        """
 
     @abstractmethod
     def steps(
@@ -154,11 +163,16 @@ class Task(ABC):
         """
 
 
+def stem_of(source: str) -> str:
+    """The file name of a source without its ending, that of a compressed file included."""
+    return Path(source.removesuffix(".gz")).stem
+
+
 def unique_stems(sources: Sequence[str]) -> list[str]:
     """A file name without ending for each source, its own where no earlier source has it."""
     taken: dict[str, None] = {}
     for source in sources:
-        stem = Path(source).stem.replace("#", "-")
+        stem = stem_of(source).replace("#", "-")
         name, number = stem, 1
         while name in taken:
             number += 1
@@ -174,7 +188,7 @@ def create(
     palette: Sequence[Sequence[int]] | None = None,
 ) -> Task:
     """The task called `name`; palette: the colours of the classes, where the data has some."""
-    if recipe.loss and name != "segment":
+    if recipe.loss and name not in ("segment", "segment_volume"):
         raise SigakError(f"--loss is for segmentation, this task is {name}; leave it out")
     task = _class(name)(classes, recipe)
     if palette:

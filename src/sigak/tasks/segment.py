@@ -8,6 +8,7 @@ and nothing is measured.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -43,13 +44,13 @@ class Segmentation:
     source: str
     packed: bytes
     classes: tuple[str, ...]
-    size: tuple[int, int]
+    size: tuple[int, ...]
 
     @classmethod
     def of(cls, source: str, class_map: np.ndarray, classes: Sequence[str]) -> Segmentation:
         """From a map (H, W) uint8 of class indices."""
         packed = zlib.compress(np.ascontiguousarray(class_map).tobytes(), 1)
-        return cls(source, packed, tuple(classes), (class_map.shape[0], class_map.shape[1]))
+        return cls(source, packed, tuple(classes), class_map.shape)
 
     @property
     def class_map(self) -> np.ndarray:
@@ -65,7 +66,7 @@ class Segmentation:
     @property
     def scores(self) -> np.ndarray:
         """(K,) float64: each class's share of the picture."""
-        return np.array(self.pixels, np.float64) / (self.size[0] * self.size[1])
+        return np.array(self.pixels, np.float64) / math.prod(self.size)
 
     @property
     def label(self) -> str:
