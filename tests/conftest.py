@@ -104,7 +104,7 @@ def run_environment(tmp_path):
 
 @pytest.fixture(scope="session")
 def sam_of_publisher():
-    """of(network, arguments): the publisher's network with the same weights as ours with a plain ViT."""
+    """of(network, arguments): the publisher's network with the weights of ours, a plain ViT."""
     from functools import partial
 
     from segment_anything import modeling
