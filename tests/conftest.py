@@ -102,22 +102,16 @@ def run_environment(tmp_path):
     return keep | {"OMP_NUM_THREADS": "1", "SIGAK_CACHE": str(tmp_path / "cache"), "NO_COLOR": "1"}
 
 
-@pytest.fixture
-def sam_pair():
-    """(network, the publisher's with the same weights) of one form of Segment Anything, all
-    parameters drawn: pair(arguments, seed, spread) .
-    """
+@pytest.fixture(scope="session")
+def sam_of_publisher():
+    """of(network, arguments): the publisher's network with the weights of ours, a plain ViT."""
     from functools import partial
 
     from segment_anything import modeling
 
-    from sigak.models.sam import MODELS, published
+    from sigak.models.sam import published
 
-    def pair(built, seed=0, spread=0.1):
-        torch.manual_seed(seed)
-        network = MODELS["sam-b"].build(**built).eval()
-        for parameter in network.parameters():
-            parameter.data += spread * torch.randn_like(parameter)
+    def of(network, built):
         dim, side = built["dim"], built["size"][0]
         encoder = modeling.ImageEncoderViT(
             img_size=side, depth=built["depth"], embed_dim=built["width"],
@@ -133,6 +127,23 @@ def sam_pair():
         prompts = modeling.PromptEncoder(dim, (side // 16,) * 2, (side, side), 16)
         theirs = modeling.Sam(encoder, prompts, decoder).eval()
         theirs.load_state_dict(published(network.state_dict()), strict=True)
-        return network, theirs
+        return theirs
+
+    return of
+
+
+@pytest.fixture
+def sam_pair(sam_of_publisher):
+    """(network, the publisher's with the same weights) of one form of Segment Anything, all
+    parameters drawn: pair(arguments, seed, spread) .
+    """
+    from sigak.models.sam import MODELS
+
+    def pair(built, seed=0, spread=0.1):
+        torch.manual_seed(seed)
+        network = MODELS["sam-b"].build(**built).eval()
+        for parameter in network.parameters():
+            parameter.data += spread * torch.randn_like(parameter)
+        return network, sam_of_publisher(network, built)
 
     return pair

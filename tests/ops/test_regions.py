@@ -96,3 +96,15 @@ def test_cleaning_is_that_of_the_whole_picture(seed, share, least):
     assert found.area == expected.sum()
     if found.area >= least:  # of equally large islands that are all too small, either may stay
         assert (found.mask(plane.shape) == expected).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_box_is_found_without_its_mask(seed):
+    """Of blotches of every size, of specks that enlarging loses, of nothing."""
+    random = np.random.default_rng(seed)
+    for inner, size in (((64, 43), (300, 201)), ((40, 64), (17, 28)), ((64, 64), (64, 64))):
+        enlargement = Enlargement(16, 64, inner, size)
+        for spread in (0.5, 2.0, 4.0):
+            noise = torch.from_numpy(random.normal(-spread, 1.5, (16, 16)).astype(np.float32))
+            assert enlargement.box(noise) == enlargement.region(noise).box
+    assert enlargement.box(torch.full((16, 16), -1.0)) == (0, 0, 0, 0)

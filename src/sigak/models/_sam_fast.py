@@ -24,10 +24,17 @@ from sigak.models._sam_decoder import HEADS
 
 __all__ = ["Crowd", "Met", "embed"]
 
+_PLACES = 1024  # of the picture that are enlarged at once: they stay in the cache
+_MAPS = (  # of what all prompts share, the tables as large as the picture
+    "k1", "v1", "q1", "zo", "kz", "vz", "qz", "zo1", "kp", "qp", "zo2", "kfz", "kfc", "kfp", "vfz",
+    "up_z", "up2", "up2_shift",
+)  # fmt: skip
+
 
 class Crowd:
     """decoder: the network's; picture (N, d): the embedding's places with what stands for "no
-    earlier mask" added; places (N, d) their position codes; half: large products in bfloat16.
+    earlier mask" added; places (N, d) their position codes; half: tables and products of all places
+    in bfloat16.
 
     Names: Z the picture's centred channels, (d, N); `kz`, `vz`, `qz` what a layer's keys, values
     and queries see of it, (heads, c, N), `kp` and `qp` what they see of the places.
@@ -46,6 +53,8 @@ class Crowd:
         self._prepare_second(places.T)
         self._prepare_last(places.T)
         self._prepare_upscaling()
+        for name in _MAPS:
+            setattr(self, name, getattr(self, name).to(self.dtype))
 
     # --- what all prompts share -------------------------------------------------------------
 
@@ -92,21 +101,15 @@ class Crowd:
         self.vf_shift = _heads(value.weight @ norm.bias + value.bias)
 
     def _prepare_upscaling(self) -> None:
-        """The first enlargement as a matrix of four parts (one a new pixel) of d / 4 channels, each
-        centred, so that the norm behind it need not look for the mean.
-        """
-        enlarge, norm = self.decoder.output_upscaling[0], self.decoder.output_upscaling[1]
-        weight = enlarge.weight.permute(2, 3, 1, 0)  # (2, 2, d / 4, d)
-        weight = (weight - weight.mean(2, keepdim=True)).flatten(0, 2)
-        shift = enlarge.bias - enlarge.bias.mean()
+        """The first enlargement as a matrix of four parts (one a new pixel) of d / 4 channels."""
+        enlarge, second = self.decoder.output_upscaling[0], self.decoder.output_upscaling[3]
+        weight = enlarge.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (d, d)
         after = self.second.norm4
         self.up = weight * after.weight
-        self.up_z, self.up_c = self.up @ self.z1, (self.up @ self.c1)[:, None]
-        self.up_shift = (weight @ after.bias + shift.repeat(4))[:, None]
-        self.up_norm = norm
-        second = self.decoder.output_upscaling[3]
-        self.up2 = second.weight.permute(2, 3, 1, 0).flatten(0, 2).to(self.dtype).contiguous()
-        self.up2_shift = second.bias.repeat(4)[:, None].to(self.dtype)
+        self.up_z, self.up_c = (self.up @ self.z1).T.contiguous(), self.up @ self.c1
+        self.up_shift = weight @ after.bias + enlarge.bias.repeat(4)
+        self.up2 = second.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()  # (d / 2, d / 4)
+        self.up2_shift = second.bias.repeat(4)
 
     # --- prompts ----------------------------------------------------------------------------
 
@@ -147,9 +150,9 @@ class Crowd:
         layer = self.first
         tokens = layer.meet(codes, codes)
         look = layer.cross_attn_token_to_image
-        queries = _split(look.q_proj(tokens + codes))  # (Q, H, T, c)
+        queries = _split(look.q_proj(tokens + codes)).to(self.dtype)  # (Q, H, T, c)
         flat = queries.transpose(0, 1).flatten(1, 2)
-        seen = F.scaled_dot_product_attention(flat[None], self.k1[None], self.v1[None])[0]
+        seen = F.scaled_dot_product_attention(flat[None], self.k1[None], self.v1[None])[0].float()
         seen = seen.view(HEADS, len(codes), -1, seen.shape[2]).transpose(0, 1)
         tokens = layer.norm2(tokens + _joined(look, seen))
         return layer.think(tokens)  # type: ignore[no-any-return]
@@ -167,13 +170,16 @@ class Crowd:
 
     def _exchange_first(self, keys: Tensor, values: Tensor, arrived: Tensor) -> Met:
         """keys, values (H, T, c), arrived (R, d) of one prompt."""
-        weights = torch.bmm(keys, self.q1).softmax(dim=1).flatten(0, 1)  # (R, N)
+        rank, width = arrived.shape
+        tables = keys.new_empty((2, *keys.shape[:2], self.q1.shape[2]), dtype=self.dtype)
+        torch.softmax(torch.bmm(keys.to(self.dtype), self.q1), dim=1, out=tables[0])
+        tables = tables.view(2 * rank, -1)
         centred = arrived - arrived.mean(1, keepdim=True)
-        cross = torch.bmm(values, self.zo).flatten(0, 1)
-        both = torch.addmm(cross, centred @ centred.T, weights, beta=2)
-        square = (both.mul_(weights)).sum(0).add_(self.z_square)
-        scale = (square / len(centred[0]) + self.first.norm4.eps).rsqrt_()
-        return Met(weights, scale, values, centred * self.first.norm4.weight)
+        both = torch.bmm(values.to(self.dtype), self.zo).flatten(0, 1)
+        both.addmm_((centred @ centred.T).to(self.dtype), tables[:rank], beta=2)
+        square = both.mul_(tables[:rank]).sum(0, dtype=torch.float32).add_(self.z_square)
+        scale = (square / width + self.first.norm4.eps).rsqrt_().to(self.dtype)
+        return Met(tables, scale, values, centred * self.first.norm4.weight)
 
     def _look_second(self, tokens: Tensor, codes: Tensor, halves: list[Met]) -> Tensor:
         layer = self.second
@@ -184,17 +190,24 @@ class Crowd:
         tokens = layer.norm2(tokens + _joined(look, seen))
         return layer.think(tokens)  # type: ignore[no-any-return]
 
+    def _scores(self, met: Met, asked: Tensor, weight: Tensor, maps: tuple[Tensor, Tensor]) -> Any:
+        """What `asked` (H, T, c) of the tokens has in common with every place after the first
+        exchange, (H, T, N). weight (inner, d) of the layer; maps: what it sees of Z and of places.
+        """
+        mixed = (asked @ _heads(weight)).flatten(0, 1) @ met.arrived.T  # (R, R)
+        low = asked.to(self.dtype)
+        scores = torch.bmm(low, maps[0])
+        flat = scores.view(-1, scores.shape[2])
+        flat.addmm_(mixed.to(self.dtype), met.first).mul_(met.scale)
+        return scores.baddbmm_(low, maps[1])
+
     def _see(self, met: Met, queries: Tensor) -> Tensor:
         """queries (H, T, c) of one prompt -> what they see of its picture, (H, T, c)."""
         look = self.second.cross_attn_token_to_image
-        keys = _heads(look.k_proj.weight)  # (H, c, d)
-        mixed = (queries @ keys).flatten(0, 1) @ met.arrived.T  # (R, R)
-        scores = torch.bmm(queries, self.kz).flatten(0, 1).addmm_(mixed, met.weights)
-        scores.mul_(met.scale)
-        scores = torch.baddbmm(scores.view(HEADS, -1, scores.shape[1]), queries, self.kp)
+        scores = self._scores(met, queries, look.k_proj.weight, (self.kz, self.kp))
         weights = scores.softmax(dim=2).mul_(met.scale)
-        own = torch.bmm(weights, self.vz.transpose(1, 2))
-        through = _heads(weights.flatten(0, 1) @ met.weights.T)
+        own = torch.bmm(weights, self.vz.transpose(1, 2)).float()
+        through = _heads((weights.flatten(0, 1) @ met.first.T).float())
         values = _heads(look.v_proj.weight)
         return (
             own + torch.bmm(through, met.arrived @ values.transpose(1, 2)) + self.v_shift[:, None]
@@ -202,45 +215,41 @@ class Crowd:
 
     def _exchange_second(self, met: Met, keys: Tensor, values: Tensor, arrived: Tensor) -> None:
         """The picture of one prompt after it looked at the tokens again; kept in `met`."""
-        back, width = self.second.cross_attn_image_to_token, arrived.shape[1]
-        queries = _heads(back.q_proj.weight)
-        mixed = (keys @ queries).flatten(0, 1) @ met.arrived.T
-        scores = torch.bmm(keys, self.qz).flatten(0, 1).addmm_(mixed, met.weights)
-        scores.mul_(met.scale)
-        scores = torch.baddbmm(scores.view(HEADS, -1, scores.shape[1]), keys, self.qp)
-        later = scores.softmax(dim=1).flatten(0, 1)
+        back, (rank, width) = self.second.cross_attn_image_to_token, arrived.shape
+        scores = self._scores(met, keys, back.q_proj.weight, (self.qz, self.qp))
+        torch.softmax(scores, dim=1, out=met.tables[rank:].view_as(scores))
         earlier = met.arrived - met.arrived.mean(1, keepdim=True)  # w1
-        centred = arrived - arrived.mean(1, keepdim=True)
-        weights = met.weights.mul_(met.scale)  # from here on A1 is only needed scaled
+        centred = arrived - arrived.mean(1, keepdim=True)  # u2
+        met.arrived = torch.cat([earlier, centred])
+        met.first.mul_(met.scale)  # from here on A1 is only needed scaled
         # |s z1 + c1 + w1 A1 + u2 A2|^2, place by place
-        linear = torch.bmm(met.values, self.zo1).flatten(0, 1).mul_(2 * met.scale)
-        linear.addmm_(earlier @ earlier.T, weights).add_(2 * (earlier @ self.c1)[:, None])
-        square = linear.mul_(weights).sum(0)
-        linear = torch.bmm(values, self.zo2).flatten(0, 1).mul_(2 * met.scale)
-        linear.addmm_(centred @ centred.T, later).addmm_(2 * (centred @ earlier.T), weights)
-        linear.add_(2 * (centred @ self.c1)[:, None])
-        square += linear.mul_(later).sum(0)
-        square += met.scale * (met.scale * self.z1_square + 2 * self.z1_c1)
+        gram = met.arrived @ met.arrived.T
+        gram[:rank, rank:] = 0  # the mixed terms, twice, with the second half
+        gram[rank:, :rank] *= 2
+        shift = (2 * (met.arrived @ self.c1)[:, None]).to(self.dtype)
+        square = met.scale.float() * (met.scale.float() * self.z1_square + 2 * self.z1_c1)
         square += self.c1.square().sum()
-        met.outer = (square / width + self.second.norm4.eps).rsqrt_()
-        met.later, met.arrived = later, torch.cat([earlier, centred])
+        for half, seen, own in ((0, self.zo1, met.values), (1, self.zo2, values)):
+            part = slice(half * rank, (half + 1) * rank)
+            linear = torch.bmm(2 * own.to(self.dtype), seen).flatten(0, 1).mul_(met.scale)
+            reach = (half + 1) * rank
+            linear.addmm_(gram[part, :reach].to(self.dtype), met.tables[:reach]).add_(shift[part])
+            square += linear.mul_(met.tables[part]).sum(0, dtype=torch.float32)
+        met.outer = (square / width + self.second.norm4.eps).rsqrt_().to(self.dtype)
 
     def _hear(self, met: Met, queries: Tensor) -> Tensor:
         """queries (H, T, c) of one prompt's tokens -> what they see at last, (H, T, c)."""
-        norm, rank = self.second.norm4, len(met.weights)
+        norm, low = self.second.norm4, queries.to(self.dtype)
         keys = _heads(norm.weight * self.last.k_proj.weight)
         mixed = (queries @ keys).flatten(0, 1) @ met.arrived.T  # (R', 2 R)
-        scores = torch.bmm(queries, self.kfz).flatten(0, 1).mul_(met.scale)
-        scores += (queries @ self.kfc[..., None]).flatten(0, 1)
-        scores.addmm_(mixed[:, :rank], met.weights).addmm_(mixed[:, rank:], met.later)
-        scores.mul_(met.outer)
-        scores = torch.baddbmm(scores.view(HEADS, -1, scores.shape[1]), queries, self.kfp)
-        weights = scores.softmax(dim=2).mul_(met.outer)
-        flat = weights.flatten(0, 1)
-        through = torch.cat([flat @ met.weights.T, flat @ met.later.T], dim=1)
+        scores = torch.bmm(low, self.kfz).mul_(met.scale).add_(low @ self.kfc[..., None])
+        flat = scores.view(-1, scores.shape[2])
+        flat.addmm_(mixed.to(self.dtype), met.tables).mul_(met.outer)
+        weights = scores.baddbmm_(low, self.kfp).softmax(dim=2).mul_(met.outer)
+        through = _heads((weights.flatten(0, 1) @ met.tables.T).float())
         values = _heads(norm.weight * self.last.v_proj.weight)
-        seen = torch.bmm(_heads(through), met.arrived @ values.transpose(1, 2))
-        seen += weights.sum(2, keepdim=True) * self.vfc[:, None]
+        seen = torch.bmm(through, met.arrived @ values.transpose(1, 2))
+        seen += weights.sum(2, keepdim=True, dtype=torch.float32) * self.vfc[:, None]
         seen += torch.bmm(weights.mul_(met.scale), self.vfz.transpose(1, 2))
         return seen + self.vf_shift[:, None]
 
@@ -251,43 +260,48 @@ class Crowd:
 
     def _enlarged(self, met: Met, made: Tensor, side: int) -> Tensor:
         """made (K, d / 8), what of the enlarged picture each mask is made of -> (K, 4 h, 4 w)."""
-        mix = self.up @ met.arrived.T  # (d, 2 R)
-        x = (self.up_z * met.scale).add_(self.up_c)
-        if self.dtype == torch.float32:
-            rank = len(met.weights)
-            x.addmm_(mix[:, :rank], met.weights).addmm_(mix[:, rank:], met.later)
-        else:
-            x += mix.to(self.dtype) @ torch.cat([met.weights, met.later]).to(self.dtype)
-        x = x.mul_(met.outer).add_(self.up_shift).view(4, -1, x.shape[1])
-        norm = self.up_norm
-        scale = (x.square().mean(1, keepdim=True) + norm.eps).rsqrt_()
-        x = F.gelu(x.mul_(scale).mul_(norm.weight[:, None]).add_(norm.bias[:, None]))
-        x = torch.matmul(self.up2, x.to(self.dtype)).add_(self.up2_shift)  # (4, 4 d / 8, N)
-        x = F.gelu(x).view(4, 4, -1, x.shape[2])
-        masks = torch.matmul(made.to(self.dtype), x).float()
-        # (4, 4, K, N): the two rows and two columns of each enlargement
-        grid = masks.view(2, 2, 2, 2, len(made), side, -1)  # y1 x1 y2 x2 k h w
-        return grid.permute(4, 5, 0, 2, 6, 1, 3).reshape(len(made), 4 * side, -1)
+        norm, outer = self.decoder.output_upscaling[1], met.outer[None]
+        weight, bias = norm.weight.to(self.dtype), norm.bias.to(self.dtype)
+        # A (2 R + 2, N), W (d, 2 R + 2): what places have, and what comes of it
+        places = torch.cat([met.tables * outer, outer, torch.ones_like(outer)])
+        mix = [self.up @ met.arrived.T, self.up_c[:, None], self.up_shift[:, None]]
+        mixed = torch.cat(mix, dim=1).T.to(self.dtype)
+        scale, made = (met.scale * met.outer)[:, None], made.T.to(self.dtype)
+        masks = []
+        for start in range(0, len(scale), _PLACES):
+            part = slice(start, start + _PLACES)
+            x = (self.up_z[part] * scale[part]).addmm_(places[:, part].T, mixed)
+            x = x.view(4 * len(x), -1)
+            x = F.gelu(F.layer_norm(x, x.shape[1:], weight, bias, norm.eps))
+            x = F.gelu(F.linear(x, self.up2, self.up2_shift))  # (4 n, 4 d / 8)
+            masks.append(x.view(4 * len(x), -1) @ made)  # (4 4 n, K)
+        # places in rows and columns, then the two rows and two columns of each enlargement
+        grid = torch.cat(masks).float().view(side, -1, 2, 2, 2, 2, made.shape[1])
+        return grid.permute(6, 0, 2, 4, 1, 3, 5).reshape(made.shape[1], 4 * side, -1)
 
 
 @dataclass
 class Met:
     """One prompt and what it made of the picture.
 
-    weights (R, N) of the first exchange, later (R, N) of the second; arrived (R or 2 R, d) what
-    they bring; scale (N,) and outer (N,) what the two norms multiply places with; values (H, T, c)
-    of the first exchange; quality (4,) predicted IoU.
+    tables (2 R, N): attention weights of the first exchange, then those of the second; arrived (R
+    or 2 R, d) what they bring; scale (N,) and outer (N,) what the two norms multiply places with;
+    values (H, T, c) of the first exchange; quality (4,) predicted IoU.
     """
 
-    weights: Tensor
+    tables: Tensor
     scale: Tensor
     values: Tensor
     arrived: Tensor
-    later: Tensor = field(init=False)
     outer: Tensor = field(init=False)
     tokens: Tensor = field(init=False)
     queries: Tensor = field(init=False)
     quality: Tensor = field(init=False)
+
+    @property
+    def first(self) -> Tensor:
+        """(R, N) of the first exchange."""
+        return self.tables[: len(self.tables) // 2]
 
 
 def _heads(x: Tensor) -> Tensor:

@@ -274,6 +274,21 @@ MODELS = {
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         ),
     ),
+    "sam-nano": _ROW(
+        input=Input(
+            (128, 128), "rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "longest", "antialias"
+        ),
+        args={
+            "dim": 64, "hidden": 128, "width": 96, "depth": 3, "heads": 3, "whole": (2,),
+            "window": 4,
+        },
+        parameters=(620_680, 620_680),
+        note="not published; for trials, since it learns in minutes on one core",
+        recipe={
+            "lr": 2e-3, "weight_decay": 0.01, "batch": 4, "epochs": 20, "warmup": 1.0, "clip": 1.0,
+            "augment": "flip=h",
+        },
+    ),
     "mobile-sam": _ROW(
         args={"encoder": _TINY, "widths": (64, 128, 160, 320)},
         parameters=(9_818_308, 9_808_452),

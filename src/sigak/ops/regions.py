@@ -8,6 +8,7 @@ matrices, and only the part of a mask that is not certainly empty is ever made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 __all__ = ["Enlargement", "Region", "clean"]
 
 _ROWS, _COLUMNS = 128, 256  # of the result that are made at once: they stay in the cache
+_STRIP = 16  # rows or columns in which a side of a box is looked for
 _MARGIN = 2  # coarse pixels around what matters, so that what lies beyond cannot change it
 
 
@@ -97,16 +99,47 @@ class Enlargement:
         high = low = 0
         for y in range(y1, y2, _ROWS):
             last = min(y + _ROWS, y2)
-            top, bottom = int(self.row_ends[0][y]), int(self.row_ends[1][last - 1])
-            strip = self.rows[y:last, top:bottom] @ coarse[top:bottom]
+            strip = self._rows(coarse, y, last)
             for x in range(x1, x2, _COLUMNS):
                 end = min(x + _COLUMNS, x2)
-                left, right = int(self.column_ends[0][x]), int(self.column_ends[1][end - 1])
-                part = (strip[:, left:right] @ self.columns[left:right, x:end]).numpy()
+                part = self._columns(strip, x, end).numpy()
                 high += int(np.count_nonzero(part > offset))
                 low += int(np.count_nonzero(part > -offset))
                 patch[y - y1 : last - y1, x - x1 : end - x1] = part > 0
         return _hull(patch, (x1, y1), high / low if low else 0.0)
+
+    def box(self, coarse: Tensor) -> tuple[int, int, int, int]:
+        """The box x1, y1, x2, y2 of `region`, found from its four sides without making the rest;
+        zeros if empty.
+        """
+        window = self._window(coarse, 0.0)
+        if window is None:
+            return 0, 0, 0, 0
+        (y1, y2), (x1, x2) = window
+
+        def in_rows(y: int, end: int) -> Tensor:
+            return (self._columns(self._rows(coarse, y, end), x1, x2) > 0).any(1)
+
+        first = _first(in_rows, y1, y2)
+        if first is None:
+            return 0, 0, 0, 0
+        last = _last(in_rows, first, y2)
+
+        def in_columns(x: int, end: int) -> Tensor:
+            return (self._rows(self._columns(coarse, x, end), first, last) > 0).any(0)
+
+        left = _first(in_columns, x1, x2) or x1
+        return left, first, _last(in_columns, left, x2), last
+
+    def _rows(self, table: Tensor, first: int, end: int) -> Tensor:
+        """Rows `first` to `end` of the file made of a table (coarse, C): (end - first, C)."""
+        top, bottom = int(self.row_ends[0][first]), int(self.row_ends[1][end - 1])
+        return self.rows[first:end, top:bottom] @ table[top:bottom]
+
+    def _columns(self, table: Tensor, first: int, end: int) -> Tensor:
+        """Columns `first` to `end` of the file made of a table (R, coarse): (R, end - first)."""
+        left, right = int(self.column_ends[0][first]), int(self.column_ends[1][end - 1])
+        return table[:, left:right] @ self.columns[left:right, first:end]
 
     def _window(
         self, coarse: Tensor, least: float
@@ -135,6 +168,26 @@ class Enlargement:
         part = coarse[:, : self.seen[0], : self.seen[1]]
         high, low = ((part > level).sum((1, 2)) for level in (offset, -offset))
         return high / low.clamp_min(1), low
+
+
+def _first(holds: Callable[[int, int], Tensor], begin: int, end: int) -> int | None:
+    """The first place from `begin` to `end` where `holds` is true, asked a few places at a time."""
+    for start in range(begin, end, _STRIP):
+        places = holds(start, min(start + _STRIP, end)).nonzero()
+        if len(places):
+            return start + int(places[0, 0])
+    return None
+
+
+def _last(holds: Callable[[int, int], Tensor], begin: int, end: int) -> int:
+    """Behind the last such place; at least one holds."""
+    while end > begin:
+        start = max(begin, end - _STRIP)
+        places = holds(start, end).nonzero()
+        if len(places):
+            return start + int(places[-1, 0]) + 1
+        end = start
+    return begin
 
 
 def _ends(table: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sigak.asking import Prompts
 from sigak.io.image import Preparation, prepare
+from sigak.ops.boxes import iou
 from sigak.ops.nms import nms
 from sigak.ops.regions import Enlargement, Region, clean
 
@@ -43,6 +44,18 @@ class Found:
     quality: float
     point: tuple[float, float]
     crop: Box
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A mask that may be found: place of its prompt, predicted IoU, coarse logits (h, w), its box's
+    first and last pixels in the crop.
+    """
+
+    place: int
+    quality: float
+    coarse: Tensor
+    box: Box
 
 
 def everything(
@@ -108,18 +121,22 @@ def _of_crop(
     coarse = 4 * embedding.shape[2]
     enlargement = Enlargement(coarse, network.size[0], inner, (y2 - y1, x2 - x1))
 
-    def look(start: int) -> list[tuple[int, float, Region]]:
+    def look(start: int) -> list[_Candidate]:
         with torch.inference_mode():
             return _look(crowd, tokens, start, enlargement, asked)
 
-    rows = _in_threads(look, range(0, len(points), _TOGETHER))
-    found = [
-        Found(_moved(region, x1, y1), quality, tuple(points[place].tolist()), crop)
-        for place, quality, region in rows
+    every = _in_threads(look, range(0, len(points), _TOGETHER))
+    whole = [not _cut_off(_shifted(one.box, x1, y1), crop, pixels.shape) for one in every]
+    kept = _kept([one for one, is_whole in zip(every, whole) if is_whole], enlargement, asked)
+    return [
+        Found(
+            replace(region, corner=(region.corner[0] + x1, region.corner[1] + y1)),
+            one.quality,
+            (points[one.place, 0] + x1, points[one.place, 1] + y1),
+            crop,
+        )
+        for one, region in kept
     ]
-    found = [f for f in found if not _cut_off(f.region, crop, pixels.shape)]
-    found = _best(found, [f.quality for f in found], asked.box_nms_thresh)
-    return [replace(f, point=(f.point[0] + x1, f.point[1] + y1)) for f in found]
 
 
 def precise(half: bool, device: Any) -> torch.autocast:
@@ -127,9 +144,7 @@ def precise(half: bool, device: Any) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half)
 
 
-def _in_threads(
-    look: Callable[[int], list[tuple[int, float, Region]]], starts: Sequence[int]
-) -> list[tuple[int, float, Region]]:
+def _in_threads(look: Callable[[int], list[_Candidate]], starts: Sequence[int]) -> list[_Candidate]:
     """The answers in order. The products are small: two threads with a part of the prompts each
     are faster than two that share every product.
     """
@@ -145,8 +160,8 @@ def _in_threads(
 
 def _look(
     crowd: Any, tokens: Tensor, start: int, enlargement: Enlargement, asked: Prompts
-) -> list[tuple[int, float, Region]]:
-    """(place of the prompt, predicted IoU, mask) of some prompts: those good and stable enough."""
+) -> list[_Candidate]:
+    """The masks of some prompts that are good enough, and stable enough as far as one can tell."""
     found = []
     least, offset = asked.stability_score_thresh, asked.stability_score_offset
     for place, met in enumerate(crowd.ask(tokens[start : start + _TOGETHER]), start):
@@ -158,30 +173,49 @@ def _look(
         coarse = crowd.masks(met, chosen).float().cpu()
         rough, area = enlargement.rough_stability(coarse, offset)
         for number, mask, share, count in zip(chosen, coarse, rough.tolist(), area.tolist()):
-            if share < least - _SURE and count > _COARSE:
-                continue
-            region = enlargement.region(mask, offset)
-            if region.stability >= least:
-                found.append((place, float(quality[number]), region))
+            if share >= least - _SURE or count <= _COARSE:
+                box = _inclusive(enlargement.box(mask))
+                found.append(_Candidate(place, float(quality[number]), mask.clone(), box))
     return found
 
 
-def _moved(region: Region, x: int, y: int) -> Region:
-    return replace(region, corner=(region.corner[0] + x, region.corner[1] + y))
+def _kept(
+    candidates: list[_Candidate], enlargement: Enlargement, asked: Prompts
+) -> list[tuple[_Candidate, Region]]:
+    """Those that are stable and that suppression leaves, the best first.
+
+    Suppression asks only for boxes, so that a mask is made in full when nothing better has
+    suppressed it, and only then is it seen whether it is stable: the same as if all had been made.
+    """
+    boxes = torch.tensor([one.box for one in candidates], dtype=torch.float32).reshape(-1, 4)
+    alive = torch.ones(len(candidates), dtype=torch.bool)
+    found = []
+    for place in sorted(range(len(candidates)), key=lambda i: -candidates[i].quality):
+        one = candidates[place]
+        if not alive[place]:
+            continue
+        region = enlargement.region(one.coarse, asked.stability_score_offset)
+        if region.stability >= asked.stability_score_thresh:
+            found.append((one, region))
+            alive &= ~(iou(boxes[place : place + 1], boxes)[0] > asked.box_nms_thresh)
+    return found
 
 
-def _inclusive(region: Region) -> tuple[int, int, int, int]:
+def _shifted(box: Box, x: int, y: int) -> Box:
+    return box[0] + x, box[1] + y, box[2] + x, box[3] + y
+
+
+def _inclusive(box: Box) -> Box:
     """First and last pixels, as the published boxes are; zeros of an empty mask."""
-    x1, y1, x2, y2 = region.box
-    return (x1, y1, x2 - 1, y2 - 1) if region.area else (0, 0, 0, 0)
+    x1, y1, x2, y2 = box
+    return (x1, y1, x2 - 1, y2 - 1) if x2 > x1 else (0, 0, 0, 0)
 
 
-def _cut_off(region: Region, crop: Box, shape: tuple[int, ...]) -> bool:
+def _cut_off(box: Box, crop: Box, shape: tuple[int, ...]) -> bool:
     """Whether the box ends near an edge of the crop that is none of the picture."""
     whole = (0, 0, shape[1], shape[0])
     return any(
-        abs(side - edge) <= _EDGE < abs(side - end)
-        for side, edge, end in zip(_inclusive(region), crop, whole)
+        abs(side - edge) <= _EDGE < abs(side - end) for side, edge, end in zip(box, crop, whole)
     )
 
 
@@ -189,7 +223,7 @@ def _best(found: list[Found], scores: Sequence[float], overlap: float) -> list[F
     """Those that suppression leaves, the best first."""
     if not found:
         return []
-    boxes = torch.tensor([_inclusive(f.region) for f in found], dtype=torch.float32)
+    boxes = torch.tensor([_inclusive(f.region.box) for f in found], dtype=torch.float32)
     return [found[i] for i in nms(boxes, torch.tensor(scores), iou=overlap).tolist()]
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sigak.structures import Batch, Instances, SigakError
 
-__all__ = ["Overlap", "lesson", "middle", "planes_of"]
+__all__ = ["Answers", "Overlap", "lesson", "middle", "planes_of"]
 
 _OBJECTS = 8  # of a picture that are asked for in a step
 _FOCAL, _GAMMA, _BALANCE = 20.0, 2.0, 0.25  # weight beside dice; of Lin et al. 2017
@@ -70,9 +70,9 @@ def _teach(network: Any, embedding: Tensor, truth: Tensor) -> Losses | None:
     points = torch.stack([_place_in(plane) for plane in truth])[:, None].to(device)
     boxes = torch.stack([_shaken(plane) for plane in truth]).to(device)
     masks, quality = network.answer(embedding, network.asked(points=points))
-    first = _Answers(masks[:, 1:].float(), quality[:, 1:].float(), target)
+    first = Answers(masks[:, 1:].float(), quality[:, 1:].float(), target)
     masks, quality = network.answer(embedding, network.asked(boxes=boxes))
-    drawn = _Answers(masks[:, :1].float(), quality[:, :1].float(), target)
+    drawn = Answers(masks[:, :1].float(), quality[:, :1].float(), target)
     best = first.quality.argmax(1)
     earlier = first.masks[torch.arange(len(best)), best].detach()
     added, labels = _corrections(earlier, target, network.size[0] / coarse)
@@ -80,13 +80,13 @@ def _teach(network: Any, embedding: Tensor, truth: Tensor) -> Losses | None:
         points=torch.cat([points, added], dim=1), labels=labels, masks=earlier[:, None]
     )
     masks, quality = network.answer(embedding, asked)
-    second = _Answers(masks[:, :1].float(), quality[:, :1].float(), target)
+    second = Answers(masks[:, :1].float(), quality[:, :1].float(), target)
     parts = [answers.losses() for answers in (first, drawn, second)]
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
 
 @dataclass(frozen=True)
-class _Answers:
+class Answers:
     """masks (Q, K, h, w) logits and quality (Q, K) of K answers each; target (Q, h, w) bool."""
 
     masks: Tensor
