@@ -399,6 +399,7 @@ class Training:
             return
         dataset = self.dataset
         known = {"name": dataset.name, "digest": self.digest, "palette": dataset.palette}
+        known["single_class"] = self.options.single_class
         header = files.header(
             self.name,
             self.entry.task,
