@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
-__all__ = ["cluster", "fitted", "mean_overlap", "overlaps", "sides_of"]
+from sigak.ops.boxes import iou
+
+__all__ = ["cluster", "fitted", "mean_overlap", "overlaps", "reached", "sides_of"]
 
 _MOST = 20_000  # objects that are looked at
 _ROUNDS = 100
@@ -30,6 +33,15 @@ def fitted(before: float, after: float) -> str:
         f"anchors fitted to the training pictures: an object and its nearest anchor overlap by "
         f"{after:.0%} on average, by {before:.0%} before"
     )
+
+
+def reached(boxes: Sequence[Tensor], anchors: Tensor) -> float:
+    """How much boxes (., 4) of up to 200 pictures overlap their best anchor of all places (M, 4),
+    xyxy, on average; 0 where there is none.
+    """
+    found = [iou(b.to(anchors), anchors).amax(1) for b in boxes[:: -(-len(boxes) // 200) or 1]]
+    best = torch.cat([torch.zeros(0), *found])
+    return float(best.mean()) if len(best) else 0.0
 
 
 def overlaps(sides: np.ndarray, anchors: np.ndarray) -> np.ndarray:

@@ -21,14 +21,13 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sigak.layers.conv import ConvNorm
 from sigak.layers.normalize import Normalize
-from sigak.models._anchors import fitted, mean_overlap, sides_of
+from sigak.models._anchors import fitted, reached
 from sigak.models._coco_names import COCO91
 from sigak.models._detector import Detector, candidates
 from sigak.models._entry import Entry, Input, Weights
@@ -191,7 +190,7 @@ class EfficientDet(Detector):
                 f"EfficientDet takes pictures whose sides are multiples of {self.stride}, received "
                 f"{size[0]}x{size[1]}"
             )
-        self.anchor_scale = anchor_scale
+        self.size, self.anchor_scale = (size[0], size[1]), anchor_scale
         self.normalize = Normalize(mean, std)
         self.backbone: Any = timm.create_model(
             backbone,
@@ -220,15 +219,12 @@ class EfficientDet(Detector):
         """Take the size of anchors that fits the `boxes` (N, 4) xyxy of training pictures on the
         canvas best. Returns the argument that builds the network so, and what was done.
         """
-        sides = sides_of(boxes)
-        if not len(sides):
-            return {}, "anchors stay: there are no objects to fit them to"
-        steps = [_ANCHOR_SCALE * 2 ** (k / 4) for k in range(-12, 5)]
-        found = [mean_overlap(sides, _shapes(scale)) for scale in steps]
-        before = mean_overlap(sides, _shapes(self.anchor_scale))
+        before = reached(boxes, anchors(self.size, anchor_scale=self.anchor_scale))
+        scales = [round(_ANCHOR_SCALE * 2 ** (k / 4), 3) for k in range(-12, 5)]
+        found = [reached(boxes, anchors(self.size, anchor_scale=scale)) for scale in scales]
         if max(found) < before + _GAIN:
             return {}, f"anchors stay: an object and its nearest one overlap by {before:.0%}"
-        self.anchor_scale = round(steps[int(np.argmax(found))], 3)
+        self.anchor_scale = scales[found.index(max(found))]
         return {"anchor_scale": self.anchor_scale}, fitted(before, max(found))
 
     def loss(
@@ -263,20 +259,6 @@ class EfficientDet(Detector):
 # ------------------------------------------------------------------ anchors
 
 
-def _sides(anchor_scale: float) -> list[tuple[float, float]]:
-    """Width and height of the anchors of a place, in cells: 3 scales of 3 aspects."""
-    return [
-        (anchor_scale * scale * width, anchor_scale * scale * height)
-        for scale, (width, height) in product(_SCALES, _ASPECTS)
-    ]
-
-
-def _shapes(anchor_scale: float) -> np.ndarray:
-    """(45, 2) width and height of the anchors of all levels, in pixels."""
-    sides = np.array(_sides(anchor_scale))
-    return np.concatenate([sides * stride for stride in _STRIDES])
-
-
 def anchors(
     size: tuple[int, int],
     device: torch.device | str = "cpu",
@@ -285,7 +267,11 @@ def anchors(
     """(M, 4) xyxy: those of a canvas of `size` (H, W), in the order of levels, rows, columns,
     scales, aspects; anchor_scale: side of the smallest square one, in cells.
     """
-    sides = torch.tensor(_sides(anchor_scale), device=device)  # (9, 2)
+    shapes = [
+        (anchor_scale * scale * width, anchor_scale * scale * height)
+        for scale, (width, height) in product(_SCALES, _ASPECTS)
+    ]
+    sides = torch.tensor(shapes, device=device)  # (9, 2) in cells
     found = []
     for stride in _STRIDES:
         rows = torch.arange(size[0] // stride, device=device) + 0.5
