@@ -203,6 +203,10 @@ def test_anchors_are_fitted_and_survive_the_checkpoint(fit, capsys):
     heads = list(predictor.engine.network.heads.values())
     used = [pair for head in heads for pair in head.anchors[1:]]
     assert max(max(pair) for pair in used) < 64  # the published ones reach 344
+    again = fit("again", model="yolov4-tiny", data="scenes:9@96", size=96, batch=9, epochs=1,
+                pretrained=str(run.checkpoint))  # fmt: skip
+    others = load(again.checkpoint).engine.network.heads.values()
+    assert [head.anchors for head in others] == [head.anchors for head in heads]
 
 
 def test_anchors_of_pretrained_weights_stay(fit):

@@ -170,7 +170,7 @@ class Training:
     def _prepare_network(self) -> None:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
-        changes: dict[str, Any] = {}
+        changes = foreign.built_with(self.name, self.folder / files.BEST, self.options.pretrained)
         if recipe.standardize == "data":
             changes["mean"], changes["std"] = self.pictures["train"].statistics()
         if self.preparation.depth:
@@ -188,9 +188,8 @@ class Training:
         pretrained = self.options.pretrained
         if pretrained and not (self.folder / RESUME).exists():
             allowed = self.options.download
-            self.progress.say(
-                foreign.start_from(self.network, self.name, pretrained, allow_download=allowed)
-            )
+            told = foreign.start_from(self.network, self.name, pretrained, allow_download=allowed)
+            self.progress.say(told)
         if recipe.freeze and not pretrained:
             raise SigakError("--freeze backbone needs weights to keep: add --pretrained")
         shape = models.input_shape(self.network, self.arguments)

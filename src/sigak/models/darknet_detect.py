@@ -118,12 +118,14 @@ class Darknet(Detector):
         """Take anchors that fit the `boxes` (N, 4) xyxy of training pictures on the canvas, as many
         as the heads use. Returns the arguments that build the network so, and what was done.
         """
-        sides = sides_of(boxes)
-        used = sorted({number for head in self.heads.values() for number in head.mask})
+        sides, heads = sides_of(boxes), list(self.heads.values())
+        used = sorted({number for head in heads for number in head.mask})
         if len(sides) < len(used):
             return {}, f"anchors stay: {len(sides)} objects are too few to fit them to"
-        cells = self.stride if next(iter(self.heads.values())).in_cells else 1
-        anchors = np.array(next(iter(self.heads.values())).anchors) * cells
+        if len({head.anchors for head in heads}) > 1:
+            return {}, "anchors stay: the heads have lists of their own"
+        cells = self.stride if heads[0].in_cells else 1
+        anchors = np.array(heads[0].anchors) * cells
         before = mean_overlap(sides, anchors[used])
         anchors[used] = cluster(sides, len(used))
         text = ",".join(f"{side:.2f}" for side in (anchors / cells).ravel())
