@@ -11,6 +11,7 @@ from torch import nn
 import sigak
 from sigak import models
 from sigak.callbacks import Callback
+from sigak.evaluation import evaluate
 from sigak.io import weights as files
 from sigak.losses import l2_penalty
 from sigak.prediction import load
@@ -191,6 +192,43 @@ def test_colours_are_the_datas_unless_said(color, folder, tmp_path):
         "mlp", pets, epochs=1, size=8, color=color, quiet=True, out=str(tmp_path / "said")
     )
     assert load(said.checkpoint).preparation.color == color
+
+
+def test_anchors_are_fitted_and_survive_the_checkpoint(fit, capsys):
+    run = fit(model="yolov4-tiny", data="scenes:8@64", size=64, batch=8, epochs=1, quiet=False)
+    assert "anchors fitted to the training pictures" in "".join(capsys.readouterr())
+    header = files.read(run.checkpoint)[1]
+    assert "anchors=10.00,14.00," in header["arguments"]["cfg"]  # the one that no head uses stays
+    predictor = load(run.checkpoint)
+    heads = list(predictor.engine.network.heads.values())
+    used = [pair for head in heads for pair in head.anchors[1:]]
+    assert max(max(pair) for pair in used) < 64  # the published ones reach 344
+    again = fit("again", model="yolov4-tiny", data="scenes:9@96", size=96, batch=9, epochs=1,
+                pretrained=str(run.checkpoint))  # fmt: skip
+    others = load(again.checkpoint).engine.network.heads.values()
+    assert [head.anchors for head in others] == [head.anchors for head in heads]
+
+
+def test_anchors_of_pretrained_weights_stay(fit):
+    how = {"model": "yolov5n", "data": "scenes:8@64", "size": 64, "batch": 8, "epochs": 1}
+    run = fit(**how)
+    state, header = files.read(run.checkpoint)
+    state["detect.anchors"] = state["detect.anchors"] * 100  # which fit nothing here
+    files.write(run.folder / "far.safetensors", state, header)
+    kept = fit("kept", pretrained=str(run.folder / "far.safetensors"), **how)
+    found = files.read(kept.checkpoint)[0]["detect.anchors"]
+    torch.testing.assert_close(found, state["detect.anchors"])
+
+
+def test_all_objects_as_one_class(fit):
+    run = fit(model="localizer", data="scenes:8@64", size=64, epochs=1, single_class=True)
+    header = files.read(run.checkpoint)[1]
+    assert header["classes"] == ["object"]
+    assert header["arguments"]["classes"] == 1
+    figures = evaluate(run.checkpoint, "scenes:8@64")  # knows how the objects were taken
+    assert [row["name"] for row in figures["per_class"]] == ["object"]
+    with pytest.raises(SigakError, match="--single-class is for pictures with boxes"):
+        fit("b", single_class=True)
 
 
 def test_a_frozen_backbone_stays_until_it_is_let_go(fit, folder):

@@ -289,6 +289,7 @@ class Convert:
     to: str = field(metadata={"help": "yolo, coco or voc"})
     link: bool = _flag(False, "link the pictures instead of copying them")
     no_images: bool = _flag(False, "write the annotations alone")
+    single_class: bool = _flag(False, "take all objects as one class, `object`")
     strict: bool = _flag(False, "refuse labels with mistakes instead of mending them")
     json: bool = _flag(False, "print JSON")
 

@@ -40,8 +40,9 @@ def evaluate(
     trained = predictor.header["recipe"]
     needs = predictor.task.needs
     if not isinstance(dataset, Dataset):
-        held = {"val": trained.get("val", 0.1), "seed": trained.get("seed", 0)}
-        dataset = data.load(dataset, download=download, needs=needs, **held)
+        how = {"val": trained.get("val", 0.1), "seed": trained.get("seed", 0)}
+        how["single_class"] = predictor.header["data"].get("single_class", False)
+        dataset = data.load(dataset, download=download, needs=needs, **how)
     dataset = data.provide(dataset, needs)
     name = split or _default_split(predictor, dataset)
     chosen = _pick(dataset, name)

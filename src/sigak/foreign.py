@@ -19,7 +19,7 @@ from sigak.io.volumes import INTENSITY
 from sigak.models._entry import Entry, Weights
 from sigak.structures import SigakError
 
-__all__ = ["adopt", "fetch", "load_into", "start_from"]
+__all__ = ["adopt", "built_with", "fetch", "load_into", "start_from"]
 
 
 def fetch(name: str, tag: str = "", *, allow_download: bool = False) -> tuple[Path, Weights]:
@@ -60,6 +60,23 @@ def start_from(network: nn.Module, name: str, source: str, *, allow_download: bo
         path, _ = fetch(name, tag, allow_download=allow_download)
     fresh = load_into(network, models.entry(name), path, head=network.head)  # type: ignore[arg-type]
     return f"weights from {path}; {len(fresh)} tensors of the head start fresh"
+
+
+def built_with(name: str, *sources: str | Path) -> dict[str, Any]:
+    """What builds the network in the first of `sources` that is a checkpoint of ours of `name`,
+    such as its anchors, but for what other data decides; nothing where none is.
+    """
+    for path in map(Path, sources):
+        if path.suffix != ".safetensors" or not path.is_file():
+            continue
+        try:
+            header = files.read(path)[1]
+        except SigakError:  # weights from elsewhere, which say nothing
+            continue
+        if header["name"] == name:
+            decided = ("classes", "channels", "size", "mean", "std")
+            return {k: v for k, v in header["arguments"].items() if k not in decided}
+    return {}
 
 
 def load_into(

@@ -169,6 +169,7 @@ class Options:
         "for networks that adapt: pictures of a second domain, a folder or a data set, whose truth "
         "is not learnt from",
     )
+    single_class: bool = _(False, "boxes and masks: take all objects as one class, `object`")
     strict: bool = _(False, "refuse the data if a picture cannot be read, instead of skipping it")
     monitor: str = _(
         "", "the figure that callbacks watch; empty means val_loss, or loss without validation"

@@ -57,7 +57,7 @@ def loaded(dataset: str | Path | Dataset, model: str, recipe: Recipe, options: O
     how: dict[str, Any] = {"val": recipe.val, "seed": recipe.seed, "strict": options.strict}
     how |= {"download": options.download, "needs": needs}
     if not isinstance(dataset, Dataset):
-        dataset = data.load(dataset, **how)
+        dataset = data.load(dataset, single_class=options.single_class, **how)
     dataset = data.provide(dataset, needs)
     if options.target:
         dataset = domains.joined(dataset, domains.read(options.target, **how))

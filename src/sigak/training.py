@@ -170,7 +170,7 @@ class Training:
     def _prepare_network(self) -> None:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
-        changes: dict[str, Any] = {}
+        changes = foreign.built_with(self.name, self.folder / files.BEST, self.options.pretrained)
         if recipe.standardize == "data":
             changes["mean"], changes["std"] = self.pictures["train"].statistics()
         if self.preparation.depth:
@@ -188,17 +188,15 @@ class Training:
         pretrained = self.options.pretrained
         if pretrained and not (self.folder / RESUME).exists():
             allowed = self.options.download
-            self.progress.say(
-                foreign.start_from(self.network, self.name, pretrained, allow_download=allowed)
-            )
+            told = foreign.start_from(self.network, self.name, pretrained, allow_download=allowed)
+            self.progress.say(told)
         if recipe.freeze and not pretrained:
             raise SigakError("--freeze backbone needs weights to keep: add --pretrained")
         shape = models.input_shape(self.network, self.arguments)
         self.precision = pick_precision(recipe.precision, self.device, self.network, shape)
         self.engine = TorchEngine(self.network, self.device)
-        if hasattr(self.network, "adapt") and not pretrained:  # a resumed run overwrites it
-            shown = self.pictures["train"].sampled(ADAPT).floating().images
-            self.network.adapt(shown)  # type: ignore[operator]
+        if not pretrained:
+            self._look_at_data(self.network)
         self.optimizers = optimize.build_parts(self.network, self.head, recipe, bool(pretrained))
         self.average: AveragedModel | None = None
         if recipe.ema:
@@ -206,6 +204,16 @@ class Training:
             self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
             self.engine = TorchEngine(self.average.module, self.device)
         self.parallel: nn.Module = self.network
+
+    def _look_at_data(self, network: Any) -> None:
+        """Where a network measures training pictures before it learns: what it takes from them."""
+        if hasattr(network, "adapt"):  # a resumed run overwrites it
+            network.adapt(self.pictures["train"].sampled(ADAPT).floating().images)
+        if hasattr(network, "fit_anchors"):
+            shown = self.pictures["train"].sampled(ADAPT).instances or []
+            changed, told = network.fit_anchors([one.boxes for one in shown])
+            self.arguments |= changed
+            self.progress.say(told)
 
     # --- the loop ---------------------------------------------------------------------------
 
@@ -316,15 +324,12 @@ class Training:
         if not math.isfinite(float(self.sums["loss"])):
             raise Failure(
                 f"the loss became NaN or infinite in epoch {self.epoch}, step {number + 1} "
-                f"(learning rate {self.current_lr():.3g}); "
-                f"try a lower --lr, --clip 1 or --precision float32. The best weights so far are "
-                f"in {self.folder}."
+                f"(learning rate {self.current_lr():.3g}); try a lower --lr, --clip 1 or "
+                f"--precision float32. The best weights so far are in {self.folder}."
             )
 
     def set_mode(self) -> None:
-        """Training mode; a kept backbone's batch norm stays in evaluation mode, frozen or let
-        go.
-        """
+        """Training mode; a kept backbone's batch norm stays in evaluation mode, let go or not."""
         recipe = self.recipe
         self.network.train()
         frozen = bool(recipe.freeze) and not (0 < recipe.unfreeze_at <= self.epoch)
@@ -398,7 +403,8 @@ class Training:
         if not self.main:
             return
         dataset = self.dataset
-        known = {"name": dataset.name, "digest": self.digest, "palette": dataset.palette}
+        known: dict[str, Any] = {"name": dataset.name, "digest": self.digest}
+        known |= {"palette": dataset.palette, "single_class": self.options.single_class}
         header = files.header(
             self.name,
             self.entry.task,
@@ -447,8 +453,7 @@ class Training:
         if header["data"] != self.digest:
             raise SigakError(
                 f"the data is not what {self.folder} was trained on (pictures were added, "
-                f"removed or changed); "
-                "train anew with another --out"
+                "removed or changed); train anew with another --out"
             )
         self.network.load_state_dict(state["network"])
         for name, optimizer in self.optimizers.items():
@@ -465,9 +470,7 @@ class Training:
     # --- the end ----------------------------------------------------------------------------
 
     def _finish(self) -> Run:
-        """Measure the best weights on the test split (else val, else train) and write the
-        report.
-        """
+        """Measure the best weights on the test split (else val, train) and write the report."""
         best = self.folder / files.BEST
         self.accelerator.wait_for_everyone()
         self._evaluated().load_state_dict(files.read(best)[0])

@@ -58,6 +58,19 @@ def test_what_is_written_is_read_again(tmp_path, to):
         assert Path(data.splits[split].records[0].source).name == f"{split}-a.png"
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_all_objects_become_one_class(tmp_path, form):
+    made = make(tmp_path / "made", [[1, 2, 11.5, 12.25], [0, 0, 40, 20]])
+    convert(made, tmp_path / "two", form)
+    for source, place in ((made, "of-a-set"), (tmp_path / "two", "of-files")):
+        convert(source, tmp_path / place, "coco", single_class=True)
+        data = coco.read(tmp_path / place, strict=True)
+        assert data.classes == ["object"]
+        assert first(data).labels.tolist() == [0, 0]
+    assert made.classes == ["cat", "no"]
+    assert first(made).labels.tolist() == [0, 1]
+
+
 corner = st.floats(0, 900, allow_nan=False, width=32)
 side = st.floats(0.0625, 90, allow_nan=False, width=32)
 rows = st.lists(st.tuples(corner, corner, side, side), min_size=2, max_size=5, unique=True)

@@ -13,6 +13,7 @@ from torchvision.ops import batched_nms
 from sigak.io import darknet as files
 from sigak.io import image
 from sigak.models import _darknet_heads, darknet_detect
+from sigak.models._anchors import overlaps
 from sigak.models._darknet_cfgs import layout
 from sigak.models._darknet_layers import Pool, Reorg
 from sigak.models._entry import count_parameters
@@ -69,9 +70,8 @@ def test_heads_have_the_published_anchors():
     assert masks("yolov4-tiny") == [(3, 4, 5), (1, 2, 3)]
     heads = tiny("yolov4").heads.values()
     assert [head.scale for head in heads] == [1.2, 1.1, 1.05]
-    assert {(h.box, h.ignore, h.nearby, h.weights["box"]) for h in heads} == {
-        ("ciou", 0.7, 0.213, 0.07)
-    }
+    assert {(h.box, h.ignore, h.nearby) for h in heads} == {("ciou", 0.7, 0.213)}
+    assert [head.weights["box"] for head in heads] == pytest.approx([70 * 0.07] * 3)
     (region,) = tiny("yolov2").heads.values()
     assert region.softmax
     assert region.anchors[4] == (9.77052, 9.16828)
@@ -285,6 +285,28 @@ def test_a_box_that_overlaps_an_object_is_no_background():
     assert network.loss([raw], [truth], (32, 32))["obj"] > calm + 4
     raw[0, 0, 1, 1] = 3.0  # moved to x 11.6 to 19.6: IoU .7
     assert network.loss([raw], [truth], (32, 32))["obj"] == pytest.approx(calm.item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_fitted_anchors_are_those_of_the_objects_and_build_the_network_again(name):
+    network = tiny(name)
+    sides = [(8, 8), (16, 12), (12, 24), (30, 30), (20, 40), (48, 50)]
+    boxes = torch.tensor([[0.0, 0, width, height] for width, height in sides])
+    changed, told = network.fit_anchors([boxes] * 3)
+    head = next(iter(network.heads.values()))
+    cells = 32 if head.in_cells else 1
+    used = sorted({number for one in network.heads.values() for number in one.mask})
+    anchors = np.array(head.anchors)[used] * cells
+    best = overlaps(np.array(sides, float), anchors).max(1)
+    assert best.mean() > 0.85
+    assert f"by {best.mean():.0%} on average" in told
+    again = Darknet(classes=2, **PLAIN, **changed)
+    assert [h.anchors for h in again.heads.values()] == [h.anchors for h in network.heads.values()]
+    again.load_state_dict(network.state_dict(), strict=True)
+    images = torch.rand(1, 3, 64, 64)
+    for first, second in zip(network.eval().raw(images), again.eval().raw(images)):
+        torch.testing.assert_close(first, second)
+    assert tiny(name).fit_anchors([boxes[:1]])[0] == {}
 
 
 @pytest.mark.parametrize("name", SMALL)

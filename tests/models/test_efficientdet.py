@@ -192,6 +192,21 @@ def test_one_batch_is_learnt():
     assert min(losses) < losses[0] / 2
 
 
+def test_the_size_of_anchors_is_fitted_to_the_objects():
+    network = build(size=(256, 256))
+    small = torch.tensor([[0.0, 0, 12, 12], [0, 0, 16, 8], [0, 0, 25, 50]])
+    changed, told = network.fit_anchors([small])
+    assert changed["anchor_scale"] < 2
+    assert "anchors fitted" in told
+    again = build(size=(256, 256), **changed)
+    assert again.anchor_scale == network.anchor_scale
+    places = efficientdet.anchors((128, 128), anchor_scale=again.anchor_scale)
+    assert (places[0, 2:] - places[0, :2]).tolist() == pytest.approx([8 * again.anchor_scale] * 2)
+    photo = torch.tensor([[0.0, 0, 32, 32], [0, 0, 90, 180], [0, 0, 400, 300]])
+    for boxes in (photo, torch.zeros(0, 4)):
+        assert build().fit_anchors([boxes])[0] == {}
+
+
 def test_a_size_it_cannot_take():
     with pytest.raises(SigakError, match="multiples of 128, received 500x512"):
         build(size=(500, 512))

@@ -153,8 +153,8 @@ def test_a_perfect_answer_costs_little_and_decodes_to_the_truth():
     assert network.loss(raw, [NOTHING], SIZE)["obj"] > 10 * good["obj"]
 
 
-def test_objectness_is_told_the_overlap():
-    """One level by hand: the loss of objectness is that of the overlap at the matched places."""
+def test_the_loss_by_hand():
+    """Sums over all levels, divided by the matched places; objectness is told the overlap."""
     truth = [Instances(torch.tensor([[10.0, 10, 50, 50]]), torch.tensor([0]))]
     torch.manual_seed(0)
     raw = [torch.randn(1, 24, 64 // s, 96 // s) for s in yolov5.STRIDES]
@@ -162,29 +162,43 @@ def test_objectness_is_told_the_overlap():
     parts = network.loss(raw, truth, SIZE)
     goals = yolov5._listed(truth, raw[0])
     box = obj = cls = 0.0
-    for level, stride, anchors, balance in zip(
-        raw, yolov5.STRIDES, network.detect.anchors, (4, 1, 0.4)
-    ):
+    count = 0
+    for level, stride, anchors in zip(raw, yolov5.STRIDES, network.detect.anchors):
         found = yolov5.match(goals, anchors, stride, tuple(level.shape[2:]))
         said = level.view(1, 3, 8, *level.shape[2:])
-        wanted, losses, kinds = torch.zeros_like(said[:, :, 4]), [], []
+        wanted = torch.zeros_like(said[:, :, 4])
         for b, a, y, x in zip(*(values.tolist() for values in found.place)):
             share = said[b, a, :4, y, x].sigmoid()
             centre = (share[:2] * 2 - 0.5 + torch.tensor([x, y])) * stride
             mine = cxcywh_to_xyxy(torch.cat([centre, (2 * share[2:]) ** 2 * anchors[a]]))
             overlap = aligned_iou(mine, truth[0].boxes[0], "ciou")
             wanted[b, a, y, x] = overlap.clamp(min=0)
-            losses.append(1 - overlap)
-            kinds.append(torch.cat([said[b, a, 5:6, y, x].neg(), said[b, a, 6:, y, x]]))
-        if losses:
-            box += torch.stack(losses).mean()
-            cls += torch.nn.functional.softplus(torch.stack(kinds)).mean()
+            kinds = torch.cat([said[b, a, 5:6, y, x].neg(), said[b, a, 6:, y, x]])
+            box, cls = box + 1 - overlap, cls + torch.nn.functional.softplus(kinds).sum()
+            count += 1
         loss = torch.nn.functional.softplus(said[:, :, 4]) - wanted * said[:, :, 4]
-        obj += balance * loss.mean()
-    torch.testing.assert_close(parts["box"], 0.05 * box)
-    torch.testing.assert_close(parts["obj"], obj * 64 * 96 / 640**2)
-    torch.testing.assert_close(parts["cls"], 0.5 * 3 / 80 * cls)
+        obj += loss.sum()
+    torch.testing.assert_close(parts["box"], 5 * box / count)
+    torch.testing.assert_close(parts["obj"], obj / count)
+    torch.testing.assert_close(parts["cls"], cls / count)
     torch.testing.assert_close(parts["loss"], parts["box"] + parts["obj"] + parts["cls"])
+
+
+def test_anchors_stay_where_they_fit_and_are_fitted_where_not():
+    network = build()
+    published = network.detect.anchors.clone()
+    corners = torch.tensor([[0.0, 0, 20, 30], [0, 0, 300, 200]])
+    changed, told = network.fit_anchors([corners] * 8)
+    assert changed == {}
+    assert "stay: 100.0%" in told
+    torch.testing.assert_close(network.detect.anchors, published)
+    flat = torch.tensor([[0.0, 0, width, width / 20] for width in range(60, 120)])
+    _, told = network.fit_anchors([flat])
+    assert "of the objects to 100.0%" in told
+    areas = network.detect.anchors.prod(-1).flatten()
+    assert (areas.diff() > 0).all()  # the smallest on the finest level
+    assert build().load_state_dict(network.state_dict(), strict=True)
+    assert "stay" in build().fit_anchors([torch.zeros(0, 4)])[1]
 
 
 def test_pictures_without_objects_crowds_and_one_class():

@@ -67,6 +67,7 @@ def load(
     strict: bool = False,
     color: str | None = None,
     needs: Sequence[str] = (),
+    single_class: bool = False,
 ) -> Dataset:
     """The data set `spec` names, split into "train", "val" and, where there is one, "test".
 
@@ -82,7 +83,8 @@ def load(
     not found in $SIGAK_DATA or the cache. `strict` refuses damaged files, which are skipped and
     listed in `problems` otherwise. color is what the pictures are to be read as: "gray", "rgb",
     "rgba", or None for what they are. needs: the fields of `Sample` that a task asks for; where a
-    set has several kinds of truth they decide which is read.
+    set has several kinds of truth they decide which is read. `single_class` makes all objects one
+    class, "object".
 
     Raises SigakError for whatever the user can mend: no such name or folder, a layout that is not
     understood, a class without pictures, damaged official files, values out of range.
@@ -94,12 +96,25 @@ def load(
     if color not in (None, "gray", "rgb", "rgba"):
         raise SigakError(f"expected the color gray, rgb or rgba, received {color!r}")
     dataset = _read(spec, download, strict, "class_map" in needs)
+    if single_class:
+        _merge(dataset)
     groups = _identical(dataset)
     dataset.problems += _report_identical(dataset, groups)
     if val > 0 and "train" in dataset.splits and "val" not in dataset.splits:
         _hold_out(dataset, groups["train"], val, seed)
     dataset.color = color or dataset.color
     return dataset
+
+
+def _merge(dataset: Dataset) -> None:
+    """Make all objects one class, in place."""
+    from sigak.data.labels import one_class
+
+    if dataset.kind != "objects":
+        raise SigakError(
+            f"--single-class is for pictures with boxes, and {dataset.name} has none; leave it out"
+        )
+    dataset.classes = one_class(dataset.splits.values())
 
 
 def provide(dataset: Dataset, needs: Sequence[str]) -> Dataset:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sigak.data import coco, voc, yolo
 from sigak.data.headers import measure
-from sigak.data.labels import annotation
+from sigak.data.labels import annotation, one_class
 from sigak.data.records import Dataset, Problem, Record, Split
 from sigak.io import image
 from sigak.structures import SigakError
@@ -46,6 +46,7 @@ def convert(
     link: bool = False,
     outlines: bool = True,
     strict: bool = False,
+    single_class: bool = False,
 ) -> Conversion:
     """Write the set `source` into the new or empty folder `destination`, as one of `FORMATS`.
 
@@ -53,7 +54,7 @@ def convert(
     have objects. Pictures are copied, or hard-linked with `link` (one file under two names, on one
     disk); without `images` only the annotations are written. YOLO gets outlines instead of boxes
     where nothing is lost by it and `outlines` is true. What was wrong in the source is mended, or
-    refused when `strict`.
+    refused when `strict`. `single_class` makes all objects one class, "object".
 
     Raises SigakError for an unknown format, a destination that holds something or lies within the
     source, a source that cannot be read, a disk that is full; then nothing is left behind.
@@ -74,6 +75,8 @@ def convert(
         dataset = _measured(source)
     else:
         dataset, facts = _read(Path(source).expanduser(), strict)
+    if single_class:  # COCO's own list of categories no longer fits
+        dataset.classes, facts = one_class(dataset.splits.values()), None
     names = _names(dataset)
     with _whole(folder):
         if to == "coco":

@@ -122,10 +122,11 @@ def column(values: Sequence[Any]) -> np.ndarray:
 
 
 def one_class(splits: Iterable[Split]) -> list[str]:
-    """Make all objects one class, in place; its name."""
+    """Make all objects of `splits` one class, which become those of other records; its name."""
     for split in splits:
-        for record in split.records:
-            annotation(record)[0].labels[:] = 0
+        found = [annotation(record)[0] for record in split.records]
+        merged = [replace(one, labels=np.zeros_like(one.labels)) for one in found]
+        split.records = [replace(r, objects=o) for r, o in zip(split.records, merged)]
     return ["object"]
 
 

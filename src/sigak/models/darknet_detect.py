@@ -11,7 +11,8 @@ by the anchor nearest to its shape; a box that overlaps an object well is no bac
 
 What differs here, so that training is stable with any optimiser: the loss is divided by the number
 of boxes that learn an object, objectness starts at 1 %, and all heads learn the anchor that is best
-of those that some head has. Its parts keep the weights of the .cfg against each other.
+of those that some head has. Its parts keep the weights of the .cfg against each other, but for
+CIoU's, whose gradient is Darknet's own.
 
 Input (B, 3, H, W) RGB in [0, 1]. Raw output: one map (B, anchors (5 + classes), H/s, W/s) per head,
 for each anchor x, y, w, h, objectness, classes, all before their sigmoids.
@@ -21,10 +22,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +40,7 @@ from sigak.io.darknet import (
     write_weights,
 )
 from sigak.layers.normalize import Normalize
+from sigak.models._anchors import cluster, fitted, mean_overlap, sides_of
 from sigak.models._coco_names import COCO80
 from sigak.models._darknet_cfgs import LAYOUTS, layout
 from sigak.models._darknet_heads import Head, learn
@@ -109,6 +113,27 @@ class Darknet(Detector):
             if place in self.kept:
                 outputs[place] = x
         return tuple(found)
+
+    def fit_anchors(self, boxes: Sequence[Tensor]) -> tuple[dict[str, Any], str]:
+        """Take anchors that fit the `boxes` (N, 4) xyxy of training pictures on the canvas, as many
+        as the heads use. Returns the arguments that build the network so, and what was done.
+        """
+        sides, heads = sides_of(boxes), list(self.heads.values())
+        used = sorted({number for head in heads for number in head.mask})
+        if len(sides) < len(used):
+            return {}, f"anchors stay: {len(sides)} objects are too few to fit them to"
+        if len({head.anchors for head in heads}) > 1:
+            return {}, "anchors stay: the heads have lists of their own"
+        cells = self.stride if heads[0].in_cells else 1
+        anchors = np.array(heads[0].anchors) * cells
+        before = mean_overlap(sides, anchors[used])
+        anchors[used] = cluster(sides, len(used))
+        text = ",".join(f"{side:.2f}" for side in (anchors / cells).ravel())
+        for place, head in self.heads.items():
+            section = self.sections[1 + place]
+            section.options["anchors"] = text
+            self.heads[place] = replace(head, anchors=Head.anchors_of(section)[0])
+        return {"cfg": self.cfg, "width": 1.0}, fitted(before, mean_overlap(sides, anchors[used]))
 
     def loss(
         self, raw: Any, truth: Sequence[Instances], size: tuple[int, int]

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from sigak.layers.conv import ConvNorm
 from sigak.layers.normalize import Normalize
+from sigak.models._anchors import fitted, reached
 from sigak.models._coco_names import COCO91
 from sigak.models._detector import Detector, candidates
 from sigak.models._entry import Entry, Input, Weights
@@ -43,6 +44,7 @@ _SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 _ASPECTS = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))  # width and height
 _ANCHORS = len(_SCALES) * len(_ASPECTS)
 _ANCHOR_SCALE = 4.0  # side of the smallest square anchor, in cells
+_GAIN = 0.05  # of the mean overlap, for which the size of anchors is changed
 _EPS, _MOMENTUM = 1e-3, 0.01  # of batch norm outside the backbone
 _OVERLAP = 0.5  # IoU from which an anchor learns an object
 _ALPHA, _GAMMA = 0.25, 1.5  # of the focal loss
@@ -157,7 +159,8 @@ class Head(nn.Module):
 
 class EfficientDet(Detector):
     """backbone: a network of timm, with drop_path its chance of leaving a block out in training;
-    width: channels of the pyramid; cells: BiFPN layers; repeats: convolutions of the heads.
+    width: channels of the pyramid; cells: BiFPN layers; repeats: convolutions of the heads;
+    anchor_scale: side of the smallest square anchor, in cells.
     """
 
     head = ("class_net.output",)
@@ -177,6 +180,7 @@ class EfficientDet(Detector):
         width: int = 64,
         cells: int = 3,
         repeats: int = 3,
+        anchor_scale: float = _ANCHOR_SCALE,
     ) -> None:
         import timm
 
@@ -186,6 +190,7 @@ class EfficientDet(Detector):
                 f"EfficientDet takes pictures whose sides are multiples of {self.stride}, received "
                 f"{size[0]}x{size[1]}"
             )
+        self.size, self.anchor_scale = (size[0], size[1]), anchor_scale
         self.normalize = Normalize(mean, std)
         self.backbone: Any = timm.create_model(
             backbone,
@@ -210,6 +215,18 @@ class EfficientDet(Detector):
         maps = self.cells([*maps, sixth, _halved(sixth)])
         return self.box_net(maps), self.class_net(maps)
 
+    def fit_anchors(self, boxes: Sequence[Tensor]) -> tuple[dict[str, Any], str]:
+        """Take the size of anchors that fits the `boxes` (N, 4) xyxy of training pictures on the
+        canvas best. Returns the argument that builds the network so, and what was done.
+        """
+        before = reached(boxes, anchors(self.size, anchor_scale=self.anchor_scale))
+        scales = [round(_ANCHOR_SCALE * 2 ** (k / 4), 3) for k in range(-12, 5)]
+        found = [reached(boxes, anchors(self.size, anchor_scale=scale)) for scale in scales]
+        if max(found) < before + _GAIN:
+            return {}, f"anchors stay: an object and its nearest one overlap by {before:.0%}"
+        self.anchor_scale = scales[found.index(max(found))]
+        return {"anchor_scale": self.anchor_scale}, fitted(before, max(found))
+
     def loss(
         self, raw: Any, truth: Sequence[Instances], size: tuple[int, int]
     ) -> dict[str, Tensor]:
@@ -217,7 +234,7 @@ class EfficientDet(Detector):
         focal loss of all classes of all anchors, and 50 times the Huber loss of a code.
         """
         codes, logits = raw
-        places = anchors(size, codes.device)
+        places = anchors(size, codes.device, self.anchor_scale)
         targets = torch.zeros_like(logits)
         wanted, learnt = [], []
         for picture, objects in enumerate(truth):
@@ -235,18 +252,23 @@ class EfficientDet(Detector):
     def decode(self, raw: Any, size: tuple[int, int], conf: float) -> list[Instances]:
         """Candidates whose class probability is above `conf`, before NMS."""
         codes, logits = raw
-        return candidates(decode(codes, anchors(size, codes.device)), logits.sigmoid(), conf)
+        places = anchors(size, codes.device, self.anchor_scale)
+        return candidates(decode(codes, places), logits.sigmoid(), conf)
 
 
 # ------------------------------------------------------------------ anchors
 
 
-def anchors(size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+def anchors(
+    size: tuple[int, int],
+    device: torch.device | str = "cpu",
+    anchor_scale: float = _ANCHOR_SCALE,
+) -> Tensor:
     """(M, 4) xyxy: those of a canvas of `size` (H, W), in the order of levels, rows, columns,
-    scales, aspects.
+    scales, aspects; anchor_scale: side of the smallest square one, in cells.
     """
     shapes = [
-        (_ANCHOR_SCALE * scale * width, _ANCHOR_SCALE * scale * height)
+        (anchor_scale * scale * width, anchor_scale * scale * height)
         for scale, (width, height) in product(_SCALES, _ASPECTS)
     ]
     sides = torch.tensor(shapes, device=device)  # (9, 2) in cells

@@ -5,6 +5,10 @@ Cross-stage partial blocks, Wang et al. 2019, https://arxiv.org/abs/1911.11929; 
 neck, Liu et al. 2018, https://arxiv.org/abs/1803.01534; CIoU, Zheng et al. 2020,
 https://arxiv.org/abs/2005.03572.
 
+What differs here: a matched place weighs the same on every level and in pictures of any size, as in
+YOLOX. The original takes the mean of each level, which gives the few places of the coarsest one
+most weight where objects are small.
+
 Input (B, 3, H, W) in [0, 1] with H and W multiples of 32. Raw output: three maps
 (B, 3 (5 + classes), H/s, W/s), s = 8, 16, 32: for each of 3 anchors x, y, width, height, whether
 there is an object, and one logit per class.
@@ -18,12 +22,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sigak.layers.conv import SPPF, ConvNorm
 from sigak.layers.normalize import Normalize
+from sigak.models._anchors import cluster, sides_of
 from sigak.models._coco_names import COCO80
 from sigak.models._detector import Detector, candidates
 from sigak.models._entry import Entry, Input, Weights
@@ -49,8 +55,9 @@ ANCHORS = (
     ((30, 61), (62, 45), (59, 119)),
     ((116, 90), (156, 198), (373, 326)),
 )
+ENOUGH = 0.98  # share of the objects an anchor must fit for the anchors to stay
 FARTHEST = 4.0  # an anchor fits an object whose sides are less than this factor off
-BALANCE = (4.0, 1.0, 0.4)  # of the levels' objectness: fine maps have many more places
+GAINS = {"box": 5.0, "obj": 1.0, "cls": 1.0}  # of the parts of the loss
 
 
 # ------------------------------------------------------------------ the network
@@ -182,12 +189,14 @@ class YOLOv5(Detector):
     def loss(
         self, raw: Any, truth: Sequence[Instances], size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Parts "box" (CIoU), "obj" and "cls" (binary cross-entropy): means over the matched places
-        of each level and, of "obj", over all places, with the published gains.
+        """Parts "box" (CIoU), "obj" and "cls" (binary cross-entropy): sums over the matched places
+        of all levels and, of "obj", over all places, divided by the number of matched ones, times
+        `GAINS`.
         """
         goals = _listed(truth, raw[0])
         box, obj, cls = raw[0].new_zeros(3)
-        for level, stride, anchors, balance in zip(raw, STRIDES, self._anchors(raw), BALANCE):
+        count = 0
+        for level, stride, anchors in zip(raw, STRIDES, self._anchors(raw)):
             said = _apart(level)  # (B, 3, h, w, 5 + K)
             found = match(goals, anchors, stride, (level.shape[2], level.shape[3]))
             wanted = level.new_zeros(said.shape[:4])
@@ -196,20 +205,24 @@ class YOLOv5(Detector):
                 chosen = said[picture, anchor, y, x]  # (N, 5 + K)
                 boxes = _boxes(chosen[:, :4], torch.stack([x, y], -1), anchors[anchor] / stride)
                 overlap = aligned_iou(boxes, cxcywh_to_xyxy(found.boxes), "ciou")
-                box = box + (1 - overlap).mean()
+                box = box + (1 - overlap).sum()
                 # Where several objects share a place, the best overlap counts.
                 told = overlap.detach().clamp(min=0)
                 flat = ((picture * 3 + anchor) * level.shape[2] + y) * level.shape[3] + x
                 wanted.view(-1).scatter_reduce_(0, flat, told, "amax")
                 kinds = F.one_hot(found.labels, said.shape[-1] - 5).to(chosen)
-                cls = cls + F.binary_cross_entropy_with_logits(chosen[:, 5:], kinds)
-            obj = obj + balance * F.binary_cross_entropy_with_logits(said[..., 4], wanted)
-        classes = raw[0].shape[1] // 3 - 5
-        box = 0.05 * box
-        obj = size[0] * size[1] / 640**2 * obj
+                cls = cls + _cross_entropy(chosen[:, 5:], kinds)
+            obj = obj + _cross_entropy(said[..., 4], wanted)
+            count += len(x)
         # One class needs no telling apart; its logits stay in the graph.
-        cls = (0.5 * classes / 80 if classes > 1 else 0.0) * cls
-        return {"loss": box + obj + cls, "box": box, "obj": obj, "cls": cls}
+        several = raw[0].shape[1] // 3 > 6
+        gains = GAINS | {"cls": GAINS["cls"] * several}
+        scale = max(count, len(truth))
+        parts = {
+            name: gains[name] * value / scale
+            for name, value in (("box", box), ("obj", obj), ("cls", cls))
+        }
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
     def decode(self, raw: Any, size: tuple[int, int], conf: float) -> list[Instances]:
         """Boxes (xyxy on the canvas) of every place whose objectness x class exceeds `conf`."""
@@ -229,8 +242,33 @@ class YOLOv5(Detector):
             found += candidates(boxes[None], scores[None], conf)
         return found
 
+    def fit_anchors(self, boxes: Sequence[Tensor]) -> tuple[dict[str, Any], str]:
+        """Take anchors that fit the `boxes` (N, 4) xyxy of training pictures on the canvas, where
+        fewer than 98 % of them have one that does. Returns no arguments, since the weights hold the
+        anchors, and what was done.
+        """
+        sides, anchors = sides_of(boxes), self.detect.anchors.cpu().numpy().reshape(-1, 2)
+        reached = _reached(sides, anchors)
+        if reached >= ENOUGH or len(sides) < len(anchors):
+            return {}, f"anchors stay: {reached:.1%} of the objects have one that fits"
+        fitting = cluster(sides, len(anchors))
+        self.detect.anchors.copy_(torch.from_numpy(fitting).view_as(self.detect.anchors))
+        told = f"from {reached:.1%} of the objects to {_reached(sides, fitting):.1%}"
+        return {}, f"anchors fitted to the training pictures: {told} have one that fits"
+
     def _anchors(self, raw: Any) -> Tensor:
         return self.detect.anchors.to(raw[0].device)  # type: ignore[no-any-return]
+
+
+def _reached(sides: np.ndarray, anchors: np.ndarray) -> float:
+    """The share of objects (N, 2) that some anchor (A, 2) may learn; 1 where there is none."""
+    ratio = sides[:, None] / anchors
+    fits = np.maximum(ratio, 1 / ratio).max(2).min(1) < FARTHEST
+    return float(fits.mean()) if len(sides) else 1.0
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
 
 
 def _repeats(count: int, depth: float) -> int:
