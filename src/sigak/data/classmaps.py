@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,17 @@ from sigak.io import index_map
 from sigak.ops.outlines import masks_of
 from sigak.structures import IGNORE, UNKNOWN, SigakError
 
-__all__ = ["BACKGROUND", "MOST", "ClassMap", "class_file", "class_rows", "lookup", "paint"]
+__all__ = [
+    "BACKGROUND",
+    "MOST",
+    "ClassMap",
+    "class_file",
+    "class_rows",
+    "lookup",
+    "meanings",
+    "paint",
+    "values_of",
+]
 
 BACKGROUND = "background"  # the class of what no object covers
 MOST = IGNORE  # classes that fit into a byte beside IGNORE
@@ -146,6 +156,21 @@ def class_rows(file: Path) -> list[_Row]:
         more = f" and {len(doubled) - 3} more" if len(doubled) > 3 else ""
         raise SigakError(f"{file} names {', '.join(doubled[:3])}{more} more than once")
     return rows
+
+
+def meanings(rows: Sequence[_Row]) -> tuple[dict[int, int], list[tuple[int, int, int]] | None]:
+    """{value: class} of what `class_rows` gives, and the colours where all classes have one."""
+    known = {place if value is None else value: place for place, (_, value, _) in enumerate(rows)}
+    colors = [color for _, _, color in rows if color is not None]
+    return known, colors if len(colors) == len(rows) else None
+
+
+def values_of(path: str, read: Callable[[str], np.ndarray]) -> set[int] | str:
+    """The values of the map that `read` gives for a file, or in words why it is none."""
+    try:
+        return set(np.unique(read(path)).tolist())
+    except SigakError as error:
+        return str(error)
 
 
 def _rows(file: Path) -> list[_Row]:

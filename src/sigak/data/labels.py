@@ -22,7 +22,7 @@ from sigak.structures import SigakError
 
 __all__ = [
     "DIGITS", "SPLITS", "Draft", "Findings", "annotation", "column", "dataset", "distinct", "few",
-    "finish", "one_class", "tell_marks",
+    "finish", "one_class", "split_folders", "tell_marks",
 ]  # fmt: skip
 
 DIGITS = 10
@@ -34,6 +34,13 @@ SPLITS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 """What splits are called in files and folders, in lower case, and what they are called here."""
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders in `root` that are called like a split, by its name."""
+    named = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SPLITS]
+    return {SPLITS[p.name.lower()]: p for p in named}
+
 
 # Boxes may reach this far out of the picture, in pixels: files round, and count from 0 or from 1.
 _SLACK = 1 + 1e-6

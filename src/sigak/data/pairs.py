@@ -13,9 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from sigak.data.classmaps import BACKGROUND, ClassMap, class_file, class_rows, lookup
+from sigak.data.classmaps import (
+    BACKGROUND,
+    ClassMap,
+    class_file,
+    class_rows,
+    lookup,
+    meanings,
+    values_of,
+)
 from sigak.data.headers import measure
-from sigak.data.labels import SPLITS, Findings
+from sigak.data.labels import SPLITS, Findings, split_folders
 from sigak.data.records import Dataset, Record, Split
 from sigak.data.splits import THREADS
 from sigak.io import image, index_map
@@ -117,7 +125,7 @@ def read(path: str | Path, strict: bool = False) -> Dataset:
 
 def _folders(root: Path) -> tuple[Path, Path] | None:
     """The folders of the pictures and of the maps, directly in `root` or in its first split."""
-    for place in [root, *_split_folders(root).values()]:
+    for place in [root, *split_folders(root).values()]:
         pictures = next((place / name for name in _PICTURES if (place / name).is_dir()), None)
         maps = [place / name for name in _MAPS if (place / name).is_dir()]
         target = next((folder for folder in maps if _any_picture(folder)), None)
@@ -128,11 +136,6 @@ def _folders(root: Path) -> tuple[Path, Path] | None:
 
 def _any_picture(folder: Path) -> bool:
     return any(p.suffix.lower() in image.SUFFIXES for p in folder.rglob("*"))
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    named = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SPLITS]
-    return {SPLITS[p.name.lower()]: p for p in named}
 
 
 def _splits(root: Path) -> dict[str, tuple[Path, Path, list[str] | None]]:
@@ -154,9 +157,9 @@ def _splits(root: Path) -> dict[str, tuple[Path, Path, list[str] | None]]:
         names = (pictures.name, maps.name)
         return {
             split: (folder / names[0], folder / names[1], None)
-            for split, folder in _split_folders(root).items()
+            for split, folder in split_folders(root).items()
         }
-    inner = _split_folders(pictures)
+    inner = split_folders(pictures)
     if not inner:
         return {"train": (pictures, maps, None)}
     return {split: (folder, maps / folder.name, None) for split, folder in inner.items()}
@@ -241,12 +244,13 @@ def _from_values(
     found: set[int] = set()
     unreadable: dict[str, str] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        for path, values in zip(maps, pool.map(_values, maps), strict=True):
-            if isinstance(values, str):
-                unreadable[path] = values
-                findings.add(path, values.removeprefix(f"{path} "), "picture skipped")
+        read_all = pool.map(lambda path: values_of(path, index_map.read), maps)
+        for path, held in zip(maps, read_all, strict=True):
+            if isinstance(held, str):
+                unreadable[path] = held
+                findings.add(path, held.removeprefix(f"{path} "), "picture skipped")
             else:
-                found.update(values)
+                found.update(held)
     if len(unreadable) == len(maps):
         raise SigakError(unreadable[maps[0]])
     if found == {0, IGNORE}:
@@ -267,21 +271,11 @@ def _from_values(
     return _Classes(names, lookup(known), colors, unreadable=frozenset(unreadable))
 
 
-def _values(path: str) -> list[int] | str:
-    """The values of a map, or in words why it is none."""
-    try:
-        return [int(value) for value in np.unique(index_map.read(path))]
-    except SigakError as error:
-        return str(error)
-
-
 def _from_file(file: Path, maps: Sequence[str]) -> _Classes:
     """Names, values and colours as classes.txt or classes.json gives them."""
     rows = class_rows(file)
     names = [name for name, _, _ in rows]
-    known = {place if value is None else value: place for place, (_, value, _) in enumerate(rows)}
-    colors = [color for _, _, color in rows if color is not None]
-    palette = colors if len(colors) == len(rows) else None
+    known, palette = meanings(rows)
     if palette and any(map(index_map.in_color, maps)):  # their values are the places of the colours
         table = lookup({place: place for place in range(len(rows))})
         return _Classes(names, table, palette, colored=True)

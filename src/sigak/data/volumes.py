@@ -15,8 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from sigak.data.classmaps import BACKGROUND, ClassMap, class_file, class_rows, lookup
-from sigak.data.labels import SPLITS, Findings
+from sigak.data.classmaps import (
+    BACKGROUND,
+    ClassMap,
+    class_file,
+    class_rows,
+    lookup,
+    meanings,
+    values_of,
+)
+from sigak.data.labels import SPLITS, Findings, split_folders
 from sigak.data.records import Dataset, Record, Split
 from sigak.data.splits import THREADS
 from sigak.io import volumes
@@ -65,7 +73,7 @@ def recognize(path: Path) -> bool:
     """Whether the folder holds volumes in a folder called images, at its top or in a split."""
     return path.is_dir() and any(
         volumes.is_volume(file)
-        for place in [path, *_split_folders(path).values()]
+        for place in [path, *split_folders(path).values()]
         for name in _VOLUMES
         for file in (place / name).rglob("*")
     )
@@ -117,14 +125,9 @@ def _record(source: str, mask: str, header: Header, table: np.ndarray) -> Record
 # ------------------------------------------------------------------ which files
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    named = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SPLITS]
-    return {SPLITS[p.name.lower()]: p for p in named}
-
-
 def _splits(root: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
     """The folders of volumes and of masks of each split."""
-    for place in [root, *_split_folders(root).values()]:
+    for place in [root, *split_folders(root).values()]:
         images = next((place / name for name in _VOLUMES if (place / name).is_dir()), None)
         masks = next((place / name for name in _MASKS if (place / name).is_dir()), None)
         if images is None:
@@ -134,7 +137,7 @@ def _splits(root: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
                 f"{images} holds volumes, and there is no folder masks beside it; put the mask of "
                 f"each there under the same name"
             )
-        inner = _split_folders(images)
+        inner = split_folders(images)
         if place != root:
             yield SPLITS[place.name.lower()], (images, masks)
         elif inner:
@@ -208,9 +211,7 @@ def _classes(root: Path, masks: Sequence[str], findings: Findings) -> _Classes:
     if file is None:
         return _from_values(masks, findings)
     rows = class_rows(file)
-    known = {place if value is None else value: place for place, (_, value, _) in enumerate(rows)}
-    colors = [color for _, _, color in rows if color is not None]
-    palette = colors if len(colors) == len(rows) else None
+    known, palette = meanings(rows)
     if known == {0: 0, 1: 1} and _binary(masks):
         known = {0: 0, IGNORE: 1}
     return [name for name, _, _ in rows], lookup(known), palette, set()
@@ -226,7 +227,7 @@ def _from_values(masks: Sequence[str], findings: Findings) -> _Classes:
     """Every value that occurs is a class."""
     with ThreadPoolExecutor(THREADS) as pool:
         seen = dict(zip(masks, pool.map(_values, masks)))
-    bad = {mask: found for mask, found in seen.items() if isinstance(found, str)}
+    bad = {m: said.removeprefix(f"{m} ") for m, said in seen.items() if isinstance(said, str)}
     for mask, reason in bad.items():
         findings.add(mask, reason, "volume skipped")
     found = set().union(*(values for values in seen.values() if not isinstance(values, str)))
@@ -245,7 +246,4 @@ def _from_values(masks: Sequence[str], findings: Findings) -> _Classes:
 
 
 def _values(mask: str) -> set[int] | str:
-    try:
-        return set(np.unique(volumes.read_labels(mask)).tolist())
-    except SigakError as error:
-        return str(error).removeprefix(f"{mask} ")
+    return values_of(mask, volumes.read_labels)

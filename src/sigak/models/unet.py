@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from sigak.layers.normalize import Normalize
 from sigak.models._entry import Entry, Input
 from sigak.models._segmenter import Segmenter
+from sigak.models._u_shape import down_and_up
 
 __all__ = ["MODELS", "UNet"]
 
@@ -62,13 +62,7 @@ class UNet(Segmenter):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.normalize(images)
-        kept: list[Tensor] = []
-        for level in self.down:
-            maps = level(self.pool(maps) if kept else maps)
-            kept.append(maps)
-        for widen, level, across in zip(self.widen, self.up, reversed(kept[:-1]), strict=True):
-            maps = level(torch.cat([across, widen(maps)], 1))
+        maps = down_and_up(self.normalize(images), self.down, self.pool, self.widen, self.up)
         return self.classifier(maps)  # type: ignore[no-any-return]
 
 

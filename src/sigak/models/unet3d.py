@@ -19,11 +19,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from sigak.layers.normalize import Normalize
 from sigak.models._entry import Entry, Input
+from sigak.models._u_shape import down_and_up
 
 __all__ = ["MODELS", "UNet3d"]
 
@@ -70,13 +70,7 @@ class UNet3d(nn.Module):
         nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
 
     def forward(self, volumes: Tensor) -> Tensor:
-        maps = self.normalize(volumes)
-        kept: list[Tensor] = []
-        for level in self.down:
-            maps = level(self.pool(maps) if kept else maps)
-            kept.append(maps)
-        for widen, level, across in zip(self.widen, self.up, reversed(kept[:-1]), strict=True):
-            maps = level(torch.cat([across, widen(maps)], 1))
+        maps = down_and_up(self.normalize(volumes), self.down, self.pool, self.widen, self.up)
         return self.classifier(maps)  # type: ignore[no-any-return]
 
 

@@ -29,7 +29,7 @@ from sigak.structures import IGNORE, Batch, Masks, Sample, SigakError
 from sigak.tasks import Task, unique_stems
 from sigak.tasks._windows import Views, best_classes, highest, sliding
 
-__all__ = ["TASK", "Overlap", "Segment", "Segmentation", "coco_rows"]
+__all__ = ["TASK", "Overlap", "Segment", "Segmentation", "Semantic", "coco_rows"]
 
 _FOLLOWED = ("miou", "pixel_accuracy", "dice", "boundary_f")
 
@@ -99,8 +99,43 @@ class Segmentation:
         }
 
 
+class Semantic(Task):
+    """What segmentation of pictures and of volumes has in common."""
+
+    @property
+    def outputs(self) -> int:
+        if len(self.classes) < 2:
+            raise SigakError(
+                f"segmentation tells classes apart and needs two or more, received "
+                f"{', '.join(self.classes)}"
+            )
+        return len(self.classes)
+
+    @property
+    def colors(self) -> list[tuple[int, int, int]]:
+        """One a class: the data's own, or bright ones and black for a background."""
+        return list(self.palette or draw.palette(self.classes))
+
+    def monitor(self, validated: bool) -> str:
+        return "val_miou" if validated else "loss"
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        return Batch.of(samples)
+
+    def metric(self) -> Overlap:
+        return Overlap(self.classes)
+
+    def learn(
+        self, network: Callable[[Tensor], Tensor], batch: Batch, maps: Tensor
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """The step of a network that gives logits (B, K, ...) for its images; maps (B, ...)."""
+        logits = network(batch.images)
+        loss = losses.pixel_loss(self.recipe.loss or "ce")(logits, maps)
+        yield "main", {"loss": loss, "pixel_accuracy": _right(logits, maps)}
+
+
 @final
-class Segment(Task):
+class Segment(Semantic):
     """See the module. views: what is averaged for an answer; tile: see `Task`."""
 
     name = "segment"
@@ -120,21 +155,6 @@ class Segment(Task):
         Task.answering(self, **choices)
         return told
 
-    @property
-    def outputs(self) -> int:
-        if len(self.classes) < 2:
-            raise SigakError(
-                f"segmentation tells classes apart and needs two or more, received "
-                f"{', '.join(self.classes)}"
-            )
-        return len(self.classes)
-
-    def monitor(self, validated: bool) -> str:
-        return "val_miou" if validated else "loss"
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        return Batch.of(samples)
-
     def augment(self, size: tuple[int, int]) -> Pipeline | None:
         pipeline = Pipeline.parse(self.recipe.augment, size=size, epochs=self.recipe.epochs)
         return pipeline if pipeline else None
@@ -147,13 +167,11 @@ class Segment(Task):
                 "segmentation learns from class maps, and these pictures have none; give folders "
                 "images and masks, or a COCO .json with polygons"
             )
-        maps = batch.class_maps
-        loss = losses.pixel_loss(self.recipe.loss or "ce")
-        if batch.targets is not None:
-            yield from _adapting(network, batch, maps, loss)
-            return
-        logits = network(batch.images)
-        yield "main", {"loss": loss(logits, maps), "pixel_accuracy": _right(logits, maps)}
+        if batch.targets is None:
+            yield from self.learn(network, batch, batch.class_maps)
+        else:
+            loss = losses.pixel_loss(self.recipe.loss or "ce")
+            yield from _adapting(network, batch, batch.class_maps, loss)
 
     def predict(self, network: Any, batch: Batch) -> list[Segmentation]:
         """network: an engine, whose module knows the canvas's stride. With `tile` set each picture
@@ -183,19 +201,6 @@ class Segment(Task):
         if not torch.equal(matrix, torch.eye(3).double()) or found.shape != tuple(size):
             raise SigakError("--tile answers for files as they are; leave --prepare out")
         return Segmentation.of(source, found, self.classes)
-
-    def metric(self) -> Overlap:
-        return Overlap(self.classes)
-
-    def mistakes(
-        self, results: Sequence[Any], labels: Sequence[int]
-    ) -> list[tuple[int, dict[str, Any]]]:
-        return []
-
-    @property
-    def colors(self) -> list[tuple[int, int, int]]:
-        """One a class: the data's own, or bright ones and black for a background."""
-        return list(self.palette or draw.palette(self.classes))
 
     def draw(self, image: np.ndarray, result: Segmentation) -> np.ndarray:
         """`image` (H, W, 3) as the file has it."""

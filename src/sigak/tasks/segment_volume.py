@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from sigak import draw, losses
+from sigak import draw
 from sigak.augment.volumes import VolumeAugmentation
 from sigak.io import volumes
-from sigak.structures import IGNORE, Batch, Sample, SigakError
-from sigak.tasks import Task, unique_stems
+from sigak.structures import Batch, SigakError
+from sigak.tasks import unique_stems
 from sigak.tasks._blocks import sweep
-from sigak.tasks._windows import highest
-from sigak.tasks.segment import Overlap, Segmentation
+from sigak.tasks.segment import Segmentation, Semantic
 
 __all__ = ["TASK", "SegmentVolume", "SegmentedVolume"]
 
@@ -57,26 +55,11 @@ class SegmentedVolume(Segmentation):
 
 
 @final
-class SegmentVolume(Task):
+class SegmentVolume(Semantic):
     """See the module."""
 
     name = "segment_volume"
     needs = ("class_map", "volume")
-
-    @property
-    def outputs(self) -> int:
-        if len(self.classes) < 2:
-            raise SigakError(
-                f"segmentation tells classes apart and needs two or more, received "
-                f"{', '.join(self.classes)}"
-            )
-        return len(self.classes)
-
-    def monitor(self, validated: bool) -> str:
-        return "val_miou" if validated else "loss"
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        return Batch.of(samples)
 
     def augment(self, size: tuple[int, int]) -> VolumeAugmentation | None:
         return VolumeAugmentation.parse(self.recipe.augment)
@@ -86,14 +69,7 @@ class SegmentVolume(Task):
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
         if batch.class_maps is None:
             raise SigakError("segmentation learns from masks, and these volumes have none")
-        maps = batch.class_maps
-        logits = network(batch.images)
-        loss = losses.pixel_loss(self.recipe.loss or "ce")(logits, maps)
-        with torch.no_grad():
-            known = maps != IGNORE
-            answer = highest(logits.detach().unbind(1))
-            right = ((answer == maps) & known).sum() / known.sum().clamp_min(1)
-        yield "main", {"loss": loss, "pixel_accuracy": right}
+        yield from self.learn(network, batch, batch.class_maps)
 
     def predict(self, network: Any, batch: Batch) -> list[SegmentedVolume]:
         """network: an engine, whose module knows its stride and, as `input_shape`, its window."""
@@ -109,14 +85,6 @@ class SegmentVolume(Task):
         file = str(origin) if isinstance(origin, str | Path) else None
         spacing = None if file is None else volumes.describe(file).spacing
         return SegmentedVolume(source, made.packed, made.classes, made.size, file, spacing)
-
-    def metric(self) -> Overlap:
-        return Overlap(self.classes)
-
-    @property
-    def colors(self) -> list[tuple[int, int, int]]:
-        """One a class: the data's own, or bright ones and black for a background."""
-        return list(self.palette or draw.palette(self.classes))
 
     def draw(self, image: np.ndarray, result: SegmentedVolume) -> np.ndarray:
         """`image`: the voxels (D, H, W, 1) float32 in [0, 1]."""
