@@ -3,6 +3,8 @@
 import ipaddress
 import os
 import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -100,6 +102,29 @@ def run_environment(tmp_path):
     """The environment of a subprocess: one thread, its own cache, no colours."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("SIGAK_", "MASTER_", "RANK"))}
     return keep | {"OMP_NUM_THREADS": "1", "SIGAK_CACHE": str(tmp_path / "cache"), "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def in_two_processes(tmp_path, run_environment):
+    """Two processes that train together: in_two_processes(*words of the command) -> what they
+    printed, once both have succeeded. They run in tmp_path.
+    """
+
+    def run(*words):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+            "--master_addr=127.0.0.1", f"--master_port={port}", *words,
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=tmp_path, env=run_environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """Several processes learn what one would: the same weights, every picture counted once."""
 
 import json
-import socket
-import subprocess
 import sys
 
 import numpy as np
@@ -24,26 +22,13 @@ RECIPE = {
 }  # fmt: skip
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over torchrun is not supported there")
-def test_two_processes_learn_what_one_does(tmp_path, run_environment):
+def test_two_processes_learn_what_one_does(tmp_path, in_two_processes):
     flags = [w for k, v in RECIPE.items() for w in (f"--{k}", str(v))]
-    port = str(free_port())
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-        "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "sigak.cli",
-        "train", "lenet5", "digits", "--device", "cpu", "--out", "two", *flags,
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=tmp_path, env=run_environment, capture_output=True, text=True, timeout=300
+    done = in_two_processes(
+        "-m", "sigak.cli", "train", "lenet5", "digits", "--device", "cpu", "--out", "two", *flags
     )
-    assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr.count("epoch 2/2") == 1  # one of them speaks
     one = sigak.train("lenet5", "digits", **RECIPE, out=str(tmp_path / "one"), quiet=True)

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -386,12 +385,6 @@ def test_what_is_kept_are_the_averaged_weights(tmp_path, digits):
     assert not torch.equal(averaged[name], plain[name])
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 TWO = """
 import dataclasses, sys, torch, sigak
 from sigak.models import dcgan
@@ -412,16 +405,9 @@ sigak.train("dcgan-tiny", "digits", size=8, batch=128, epochs=1, ema=0.9, precis
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over torchrun is not supported there")
-def test_two_processes_end_with_the_same_networks(tmp_path, run_environment):
+def test_two_processes_end_with_the_same_networks(tmp_path, in_two_processes):
     (tmp_path / "two.py").write_text(TWO, encoding="utf-8")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-        "--master_addr=127.0.0.1", f"--master_port={free_port()}", "two.py",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=tmp_path, env=run_environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    in_two_processes("two.py")
     ours, theirs = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1))
     assert ours["kid"] == theirs["kid"]
     for name, value in ours["tensors"].items():

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import socket
-import subprocess
 import sys
 
 import numpy as np
@@ -273,7 +271,7 @@ sigak.train("adaptsegnet-tiny", device="cpu", **recipe)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over torchrun is not supported there")
-def test_two_processes_learn_what_one_does(places, tmp_path, run_environment):
+def test_two_processes_learn_what_one_does(places, tmp_path, in_two_processes):
     """With the batch norm of a trained network kept, as each process has other pictures."""
     first = trained(tmp_path / "first", places, epochs=1)
     recipe = RECIPE | {
@@ -282,18 +280,7 @@ def test_two_processes_learn_what_one_does(places, tmp_path, run_environment):
         "dataset": str(places / "day"), "target": str(places / "night"),
     }  # fmt: skip
     (tmp_path / "two.py").write_text(TWO, encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-        "--master_addr=127.0.0.1", f"--master_port={port}", "two.py", json.dumps(TINY.args),
-        json.dumps(recipe | {"out": "two"}),
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=tmp_path, env=run_environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    in_two_processes("two.py", json.dumps(TINY.args), json.dumps(recipe | {"out": "two"}))
     one = sigak.train(NAME, **recipe, out=str(tmp_path / "one"))
     ours, theirs = (files.read(tmp_path / name)[0] for name in ("one", "two"))
     for name, value in ours.items():

@@ -61,7 +61,6 @@ def evaluate_files(
             raise SigakError(f"{truth}: row {place} has no usable area, received {area!r}")
     columns = _columns(known["annotations"], pictures, sorted(names))
     areas = columns["boxes"][:, 2:].prod(1)
-    own = [row.get("area") for row in known["annotations"]]
     areas = np.array([area if a is None else a for a, area in zip(own, areas)], np.float64)
     crowd = np.array([bool(row.get("iscrowd")) for row in known["annotations"]], bool)
     scores = np.array([row["score"] for row in found], np.float64)
