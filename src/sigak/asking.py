@@ -44,7 +44,7 @@ class Prompts:
     crop_overlap: float = _(512 / 1500, "share of the shorter side that neighbouring parts share")
     crop_points_downscale: int = _(1, "each layer's grid has so many times fewer points a side")
     min_area: int = _(0, "pixels below which holes are filled and islands taken away")
-    half: bool = _(False, "sam: products in bfloat16: faster, a few masks differ")
+    half: bool = _(False, "sam: the picture is embedded in bfloat16: faster, a few masks differ")
     cutouts: bool = _(False, "with --save: also a transparent PNG of every object")
 
     def __post_init__(self) -> None:

@@ -234,7 +234,7 @@ class Models:
 
     pattern: list[str] = field(
         default_factory=list,
-        metadata={"help": "names, parts of names, or patterns", "positional": True, "many": True},
+        metadata={"help": "names, parts of names, patterns, or a task such as detect", "positional": True, "many": True},
     )
     summary: bool = _flag(False, "layers, output shapes and parameters of the one network named")
     compare: bool = _flag(

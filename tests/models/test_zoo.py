@@ -206,6 +206,9 @@ def test_the_table_of_contents():
     assert models.names("vgg3*") == [n for n in names if n.startswith("vgg3")]
     assert "resnet18" in models.names("SNET1")
     assert models.names("[") == []
+    detectors = models.names("detect")
+    assert {"yolov8n", "ssd300", "localizer"} <= set(detectors)
+    assert all(models.entry(n).task == "detect" for n in detectors)
     with pytest.raises(SigakError, match=r"no network called 'vgg33'; did you mean .*vgg3"):
         models.entry("vgg33")
     with pytest.raises(SigakError, match="`sigak models` lists them"):

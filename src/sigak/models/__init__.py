@@ -77,11 +77,16 @@ def _tables() -> Iterator[dict[str, Entry]]:
 
 def names(pattern: str = "*") -> list[str]:
     """All names that match a pattern such as "vgg3*"; a word without wildcards matches anywhere in
-    a name.
+    a name, and that of a task, such as "detect", all networks made for it.
     """
+    found: dict[str, str] = {}  # name -> task
+    for table in _tables():
+        for name, row in table.items():
+            found.setdefault(name, row.task)
+    if pattern in found.values():
+        return [name for name, task in found.items() if task == pattern]
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
-    found = dict.fromkeys(name for table in _tables() for name in table)
     return [name for name in found if fnmatchcase(name.lower(), pattern.lower())]
 
 

@@ -25,26 +25,18 @@ from sigak.models._sam_decoder import HEADS
 __all__ = ["Crowd", "Met", "embed"]
 
 _PLACES = 1024  # of the picture that are enlarged at once: they stay in the cache
-_MAPS = (  # of what all prompts share, the tables as large as the picture
-    "k1", "v1", "q1", "zo", "kz", "vz", "qz", "zo1", "kp", "qp", "zo2", "kfz", "kfc", "kfp", "vfz",
-    "up_z", "up2", "up2_shift",
-)  # fmt: skip
 
 
 class Crowd:
     """decoder: the network's; picture (N, d): the embedding's places with what stands for "no
-    earlier mask" added; places (N, d) their position codes; half: tables and products of all places
-    in bfloat16.
+    earlier mask" added; places (N, d) their position codes.
 
     Names: Z the picture's centred channels, (d, N); `kz`, `vz`, `qz` what a layer's keys, values
     and queries see of it, (heads, c, N), `kp` and `qp` what they see of the places.
     """
 
-    def __init__(
-        self, decoder: Any, picture: Tensor, places: Tensor, *, half: bool = False
-    ) -> None:
+    def __init__(self, decoder: Any, picture: Tensor, places: Tensor) -> None:
         self.decoder = decoder
-        self.dtype = torch.bfloat16 if half else torch.float32
         transformer = decoder.transformer
         self.first: Any = transformer.layers[0]
         self.second: Any = transformer.layers[1]
@@ -53,8 +45,6 @@ class Crowd:
         self._prepare_second(places.T)
         self._prepare_last(places.T)
         self._prepare_upscaling()
-        for name in _MAPS:
-            setattr(self, name, getattr(self, name).to(self.dtype))
 
     # --- what all prompts share -------------------------------------------------------------
 
@@ -150,9 +140,9 @@ class Crowd:
         layer = self.first
         tokens = layer.meet(codes, codes)
         look = layer.cross_attn_token_to_image
-        queries = _split(look.q_proj(tokens + codes)).to(self.dtype)  # (Q, H, T, c)
+        queries = _split(look.q_proj(tokens + codes))  # (Q, H, T, c)
         flat = queries.transpose(0, 1).flatten(1, 2)
-        seen = F.scaled_dot_product_attention(flat[None], self.k1[None], self.v1[None])[0].float()
+        seen = F.scaled_dot_product_attention(flat[None], self.k1[None], self.v1[None])[0]
         seen = seen.view(HEADS, len(codes), -1, seen.shape[2]).transpose(0, 1)
         tokens = layer.norm2(tokens + _joined(look, seen))
         return layer.think(tokens)  # type: ignore[no-any-return]
@@ -171,14 +161,14 @@ class Crowd:
     def _exchange_first(self, keys: Tensor, values: Tensor, arrived: Tensor) -> Met:
         """keys, values (H, T, c), arrived (R, d) of one prompt."""
         rank, width = arrived.shape
-        tables = keys.new_empty((2, *keys.shape[:2], self.q1.shape[2]), dtype=self.dtype)
-        torch.softmax(torch.bmm(keys.to(self.dtype), self.q1), dim=1, out=tables[0])
+        tables = keys.new_empty((2, *keys.shape[:2], self.q1.shape[2]))
+        torch.softmax(torch.bmm(keys, self.q1), dim=1, out=tables[0])
         tables = tables.view(2 * rank, -1)
         centred = arrived - arrived.mean(1, keepdim=True)
-        both = torch.bmm(values.to(self.dtype), self.zo).flatten(0, 1)
-        both.addmm_((centred @ centred.T).to(self.dtype), tables[:rank], beta=2)
-        square = both.mul_(tables[:rank]).sum(0, dtype=torch.float32).add_(self.z_square)
-        scale = (square / width + self.first.norm4.eps).rsqrt_().to(self.dtype)
+        both = torch.bmm(values, self.zo).flatten(0, 1)
+        both.addmm_(centred @ centred.T, tables[:rank], beta=2)
+        square = both.mul_(tables[:rank]).sum(0).add_(self.z_square)
+        scale = (square / width + self.first.norm4.eps).rsqrt_()
         return Met(tables, scale, values, centred * self.first.norm4.weight)
 
     def _look_second(self, tokens: Tensor, codes: Tensor, halves: list[Met]) -> Tensor:
@@ -195,19 +185,18 @@ class Crowd:
         exchange, (H, T, N). weight (inner, d) of the layer; maps: what it sees of Z and of places.
         """
         mixed = (asked @ _heads(weight)).flatten(0, 1) @ met.arrived.T  # (R, R)
-        low = asked.to(self.dtype)
-        scores = torch.bmm(low, maps[0])
+        scores = torch.bmm(asked, maps[0])
         flat = scores.view(-1, scores.shape[2])
-        flat.addmm_(mixed.to(self.dtype), met.first).mul_(met.scale)
-        return scores.baddbmm_(low, maps[1])
+        flat.addmm_(mixed, met.first).mul_(met.scale)
+        return scores.baddbmm_(asked, maps[1])
 
     def _see(self, met: Met, queries: Tensor) -> Tensor:
         """queries (H, T, c) of one prompt -> what they see of its picture, (H, T, c)."""
         look = self.second.cross_attn_token_to_image
         scores = self._scores(met, queries, look.k_proj.weight, (self.kz, self.kp))
         weights = scores.softmax(dim=2).mul_(met.scale)
-        own = torch.bmm(weights, self.vz.transpose(1, 2)).float()
-        through = _heads((weights.flatten(0, 1) @ met.first.T).float())
+        own = torch.bmm(weights, self.vz.transpose(1, 2))
+        through = _heads(weights.flatten(0, 1) @ met.first.T)
         values = _heads(look.v_proj.weight)
         return (
             own + torch.bmm(through, met.arrived @ values.transpose(1, 2)) + self.v_shift[:, None]
@@ -226,30 +215,30 @@ class Crowd:
         gram = met.arrived @ met.arrived.T
         gram[:rank, rank:] = 0  # the mixed terms, twice, with the second half
         gram[rank:, :rank] *= 2
-        shift = (2 * (met.arrived @ self.c1)[:, None]).to(self.dtype)
-        square = met.scale.float() * (met.scale.float() * self.z1_square + 2 * self.z1_c1)
+        shift = 2 * (met.arrived @ self.c1)[:, None]
+        square = met.scale * (met.scale * self.z1_square + 2 * self.z1_c1)
         square += self.c1.square().sum()
         for half, seen, own in ((0, self.zo1, met.values), (1, self.zo2, values)):
             part = slice(half * rank, (half + 1) * rank)
-            linear = torch.bmm(2 * own.to(self.dtype), seen).flatten(0, 1).mul_(met.scale)
+            linear = torch.bmm(2 * own, seen).flatten(0, 1).mul_(met.scale)
             reach = (half + 1) * rank
-            linear.addmm_(gram[part, :reach].to(self.dtype), met.tables[:reach]).add_(shift[part])
-            square += linear.mul_(met.tables[part]).sum(0, dtype=torch.float32)
-        met.outer = (square / width + self.second.norm4.eps).rsqrt_().to(self.dtype)
+            linear.addmm_(gram[part, :reach], met.tables[:reach]).add_(shift[part])
+            square += linear.mul_(met.tables[part]).sum(0)
+        met.outer = (square / width + self.second.norm4.eps).rsqrt_()
 
     def _hear(self, met: Met, queries: Tensor) -> Tensor:
         """queries (H, T, c) of one prompt's tokens -> what they see at last, (H, T, c)."""
-        norm, low = self.second.norm4, queries.to(self.dtype)
+        norm = self.second.norm4
         keys = _heads(norm.weight * self.last.k_proj.weight)
         mixed = (queries @ keys).flatten(0, 1) @ met.arrived.T  # (R', 2 R)
-        scores = torch.bmm(low, self.kfz).mul_(met.scale).add_(low @ self.kfc[..., None])
+        scores = torch.bmm(queries, self.kfz).mul_(met.scale).add_(queries @ self.kfc[..., None])
         flat = scores.view(-1, scores.shape[2])
-        flat.addmm_(mixed.to(self.dtype), met.tables).mul_(met.outer)
-        weights = scores.baddbmm_(low, self.kfp).softmax(dim=2).mul_(met.outer)
-        through = _heads((weights.flatten(0, 1) @ met.tables.T).float())
+        flat.addmm_(mixed, met.tables).mul_(met.outer)
+        weights = scores.baddbmm_(queries, self.kfp).softmax(dim=2).mul_(met.outer)
+        through = _heads(weights.flatten(0, 1) @ met.tables.T)
         values = _heads(norm.weight * self.last.v_proj.weight)
         seen = torch.bmm(through, met.arrived @ values.transpose(1, 2))
-        seen += weights.sum(2, keepdim=True, dtype=torch.float32) * self.vfc[:, None]
+        seen += weights.sum(2, keepdim=True) * self.vfc[:, None]
         seen += torch.bmm(weights.mul_(met.scale), self.vfz.transpose(1, 2))
         return seen + self.vf_shift[:, None]
 
@@ -261,22 +250,21 @@ class Crowd:
     def _enlarged(self, met: Met, made: Tensor, side: int) -> Tensor:
         """made (K, d / 8), what of the enlarged picture each mask is made of -> (K, 4 h, 4 w)."""
         norm, outer = self.decoder.output_upscaling[1], met.outer[None]
-        weight, bias = norm.weight.to(self.dtype), norm.bias.to(self.dtype)
         # A (2 R + 2, N), W (d, 2 R + 2): what places have, and what comes of it
         places = torch.cat([met.tables * outer, outer, torch.ones_like(outer)])
         mix = [self.up @ met.arrived.T, self.up_c[:, None], self.up_shift[:, None]]
-        mixed = torch.cat(mix, dim=1).T.to(self.dtype)
-        scale, made = (met.scale * met.outer)[:, None], made.T.to(self.dtype)
+        mixed = torch.cat(mix, dim=1).T
+        scale, made = (met.scale * met.outer)[:, None], made.T
         masks = []
         for start in range(0, len(scale), _PLACES):
             part = slice(start, start + _PLACES)
             x = (self.up_z[part] * scale[part]).addmm_(places[:, part].T, mixed)
             x = x.view(4 * len(x), -1)
-            x = F.gelu(F.layer_norm(x, x.shape[1:], weight, bias, norm.eps))
+            x = F.gelu(F.layer_norm(x, x.shape[1:], norm.weight, norm.bias, norm.eps))
             x = F.gelu(F.linear(x, self.up2, self.up2_shift))  # (4 n, 4 d / 8)
             masks.append(x.view(4 * len(x), -1) @ made)  # (4 4 n, K)
         # places in rows and columns, then the two rows and two columns of each enlargement
-        grid = torch.cat(masks).float().view(side, -1, 2, 2, 2, 2, made.shape[1])
+        grid = torch.cat(masks).view(side, -1, 2, 2, 2, 2, made.shape[1])
         return grid.permute(6, 0, 2, 4, 1, 3, 5).reshape(made.shape[1], 4 * side, -1)
 
 

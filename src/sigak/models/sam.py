@@ -110,13 +110,13 @@ class Sam(nn.Module):
             prompts["labels"] = torch.ones(shape, dtype=torch.int64, device=device)
         return Asked(**prompts)
 
-    def crowd(self, embedding: Tensor, *, half: bool = False) -> fast.Crowd:
+    def crowd(self, embedding: Tensor) -> fast.Crowd:
         """What answers very many prompts without earlier masks about one picture, embedding
-        (1, dim, h, w): the same answers at a fraction of the work. half: products in bfloat16.
+        (1, dim, h, w): the same answers at a fraction of the work.
         """
         encoder = self.prompt_encoder
         picture = (embedding + encoder.dense(Asked())).flatten(2)[0].T
-        return fast.Crowd(self.mask_decoder, picture, encoder.places(), half=half)
+        return fast.Crowd(self.mask_decoder, picture, encoder.places())
 
 
 # ------------------------------------------------------------------ encoders

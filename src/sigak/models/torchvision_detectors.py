@@ -170,7 +170,9 @@ class SSD(Detector):
 class FasterRCNN(Detector):
     """backbone: a ResNet of torchvision; width: channels of its feature pyramid; hidden: width of
     the two layers that judge a proposal; frozen: batch norms keep the statistics and scales of
-    pretrained weights, without which they do nothing.
+    pretrained weights, without which they do nothing; anchor: pixels a side of the smallest of
+    five, each twice the one before; regions: proposals of a picture that the second stage learns
+    from.
 
     What is learnt depends on the proposals of the moment, so that there is no loss of raw output:
     call the network with the truth. Raw output: of the 100 best boxes, after their suppression,
@@ -193,21 +195,27 @@ class FasterRCNN(Detector):
         width: int = 256,
         hidden: int = 1024,
         frozen: bool = False,
+        anchor: int = 32,
+        regions: int = 512,
     ) -> None:
+        from torchvision.models.detection.anchor_utils import AnchorGenerator
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
         super().__init__()
         _refuse_gray(channels)
         self.normalize = Normalize(mean, std)
+        sides = tuple((anchor * 2**level,) for level in range(5))
         self.net: Any = self._network(
             _pyramid(backbone, width, frozen),
             width,
             classes,
+            rpn_anchor_generator=AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * 5),
             box_head=TwoMLPHead(width * 7 * 7, hidden),  # regions are pooled to 7 x 7
             box_predictor=FastRCNNPredictor(hidden, classes + 1),
             box_score_thresh=_LEAST,
             box_nms_thresh=self.nms_iou,
             box_detections_per_img=_MOST,
+            box_batch_size_per_image=regions,
         )
 
     def _network(self, backbone: nn.Module, width: int, classes: int, **parts: Any) -> Any:
@@ -447,6 +455,14 @@ _MASKS = partial(
     ),
     paper="https://arxiv.org/abs/1703.06870",
 )
+# What fits small pictures and a CPU; no published weights have this form.
+_SMALL: dict[str, Any] = {
+    "input": Input(
+        (320, 320), "rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "rect", "bilinear"
+    ),
+    "args": {"backbone": "resnet18", "width": 64, "hidden": 256, "anchor": 16, "regions": 128},
+    "weights": (),
+}
 _MASK_RCNN = _MASKS(
     parameters=(44_507_633, 44_454_513),
     note="batch norms learn, as torchvision has it for training from nothing",
@@ -489,6 +505,7 @@ MODELS = {
         args={"frozen": True},
         note="batch norms stay as loaded: to train on from --pretrained in small batches",
     ),
+    "fasterrcnn-r18-fpn": _RCNN(**_SMALL, parameters=(12_419_222, 12_409_622)),
     "maskrcnn-resnet50-fpn": _MASK_RCNN,
     "maskrcnn": _MASK_RCNN,
     "maskrcnn-resnet50-fpn-frozen": _MASKS(
@@ -496,4 +513,5 @@ MODELS = {
         args={"frozen": True},
         note="batch norms stay as loaded: to train on from --pretrained in small batches",
     ),
+    "maskrcnn-resnet18-fpn": _MASKS(**_SMALL, parameters=(12_589_297, 12_579_697)),
 }  # fmt: skip

@@ -116,7 +116,7 @@ def _of_crop(
     with torch.inference_mode():
         with precise(asked.half, device):
             embedding = network.embed(images)
-        crowd = network.crowd(embedding.float(), half=asked.half)
+        crowd = network.crowd(embedding.float())
         tokens = network.prompt_encoder.tokens(network.asked(points=on_canvas))
     coarse = 4 * embedding.shape[2]
     enlargement = Enlargement(coarse, network.size[0], inner, (y2 - y1, x2 - x1))
