@@ -63,10 +63,17 @@ def checkpoint(name: str, folder: Path) -> Path:
     return path
 
 
+def plain(network: Any) -> Any:
+    """A library's network as the library builds it: in PyTorch's own memory layout, not in the one
+    that sigak loads it in.
+    """
+    return copy.deepcopy(network).eval().to(memory_format=torch.contiguous_format)
+
+
 def peer(path: Path) -> Step:
     """The package's network and what its users write around it."""
     predictor = sigak.load(path, device="cpu")
-    network = predictor.network.net.eval()  # type: ignore[union-attr, operator]
+    network = plain(predictor.network.net)  # type: ignore[union-attr]
     mean, std = (getattr(predictor.network.normalize, n).flatten().numpy() for n in ("mean", "std"))
 
     def answer(file: str) -> np.ndarray:
@@ -93,7 +100,7 @@ def mask_rcnn(folder: Path) -> dict[str, Step]:
     path = folder / "maskrcnn.safetensors"
     files.write(path, network.state_dict(), header)
     predictor = sigak.load(path, device="cpu")
-    theirs = copy.deepcopy(predictor.network.net).eval()  # type: ignore[union-attr, arg-type]
+    theirs = plain(predictor.network.net)  # type: ignore[union-attr]
     theirs.transform.min_size, theirs.transform.max_size = (480,), 640
     theirs.roi_heads.score_thresh = CONF
 

@@ -9,6 +9,7 @@ standard error.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -447,7 +448,7 @@ def _parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = _parser()
-    said = parser.parse_args(arguments)
+    said = parser.parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     if said.version:
         from importlib.metadata import version
 
@@ -460,6 +461,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: Callable[[dict[str, Any]], None] = _verb(values.pop("verb"))
     values.pop("version")
     return _guarded(run, values)
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """`--box -5,0,9,9` as `--box=-5,0,9,9`: argparse takes what begins with a minus for a flag,
+    but for a lone number.
+    """
+    joined: list[str] = []
+    for word in words:
+        if re.match(r"-[\d.]", word) and joined and re.fullmatch(r"--[a-z-]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _verb(name: str) -> Callable[[dict[str, Any]], None]:

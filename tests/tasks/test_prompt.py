@@ -172,7 +172,7 @@ def test_crops_and_grids_are_the_published_ones():
 
 def test_the_command_answers_and_saves(sigak_cli, checkpoint, photo):
     said = sigak_cli(
-        "predict", checkpoint, photo, "--box", "10,20,120,150", "--box", "100,40,220,180",
+        "predict", checkpoint, photo, "--box", "-10,20,120,150", "--box", "100,40,220,180",
         "--save", "out", "--coco", "--cutouts", "--json",
     )  # fmt: skip
     assert said.code == 0, said.err
