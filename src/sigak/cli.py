@@ -235,7 +235,11 @@ class Models:
 
     pattern: list[str] = field(
         default_factory=list,
-        metadata={"help": "names, parts of names, patterns, or a task such as detect", "positional": True, "many": True},
+        metadata={
+            "help": "names, parts of names, patterns, or a task such as detect",
+            "positional": True,
+            "many": True,
+        },
     )
     summary: bool = _flag(False, "layers, output shapes and parameters of the one network named")
     compare: bool = _flag(

@@ -332,6 +332,9 @@ class Training:
         """Training mode; a kept backbone's batch norm stays in evaluation mode, let go or not."""
         recipe = self.recipe
         self.network.train()
+        if hasattr(self.network, "closing"):
+            closed = getattr(self.feed.augment, "closed", None)
+            self.network.closing = closed is not None and closed(self.epoch)
         frozen = bool(recipe.freeze) and not (0 < recipe.unfreeze_at <= self.epoch)
         optimize.freeze(self.network, self.head, frozen=frozen, norms=bool(recipe.freeze))
         if self.world > 1 and (self.parallel is self.network or self.epoch == recipe.unfreeze_at):

@@ -226,10 +226,10 @@ def test_the_last_epochs_are_closed() -> None:
     batch = coloured(masks=True)
     spec = "mosaic=1,copypaste=1,blend=1,close=2,fill=gray"
     pipeline = Pipeline.parse(spec, SIZE, epochs=5)
-    assert [str(pipeline.at(e)) == str(pipeline) for e in range(5)] == [True] * 3 + [False] * 2
-    assert not torch.equal(pipeline(batch, 0, 2).images, batch.images)
-    assert torch.equal(pipeline(batch, 0, 3).images, batch.images)
-    assert torch.equal(pipeline(batch, 0, 4).instances[1].boxes, batch.instances[1].boxes)
+    assert [str(pipeline.at(e)) == str(pipeline) for e in range(1, 6)] == [True] * 3 + [False] * 2
+    assert not torch.equal(pipeline(batch, 0, 3).images, batch.images)
+    assert torch.equal(pipeline(batch, 0, 4).images, batch.images)
+    assert torch.equal(pipeline(batch, 0, 5).instances[1].boxes, batch.instances[1].boxes)
     unknown = Pipeline.parse(spec, SIZE)
     assert unknown.at(10**6) is unknown
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchvision.ops import nms
 
+import sigak
 from sigak.io import image, onnx_weights
 from sigak.models import yolox
 from sigak.models._entry import count_parameters
@@ -174,7 +175,7 @@ def test_gradients_reach_every_parameter_and_one_batch_is_learnt():
         for (x1, y1, x2, y2), label in zip(one.boxes.int().tolist(), one.labels.tolist()):
             picture[label, y1:y2, x1:x2] = 1.0
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    network.l1 = True
+    network.closing = True
     for step in range(80):
         losses = network(images, truth)
         assert set(losses) == {"loss", "box", "obj", "cls", "l1"}
@@ -271,3 +272,12 @@ def test_the_published_nano_finds_what_its_publisher_says():
         assert (kept.boxes[i] / matrix[0, 0]).tolist() == pytest.approx(box, abs=1)
     assert kept.labels[3:].tolist() == [7]
     assert kept.scores[3].item() == pytest.approx(0.306, abs=0.005)
+
+
+def test_the_last_epochs_of_training_add_the_distance(tmp_path):
+    run = sigak.train(
+        "yolox-nano", "scenes:8@64", size=64, batch=4, epochs=3, augment="mosaic=1,close=1",
+        out=str(tmp_path / "run"), quiet=True,
+    )  # fmt: skip
+    first, second, last = run.history["l1"]
+    assert first == second == 0 < last

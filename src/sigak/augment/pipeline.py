@@ -132,7 +132,7 @@ class Pipeline:
     def __call__(self, batch: Batch, seed: int, epoch: int) -> Batch:
         """The batch as `epoch` sees it; one (seed, epoch, sample) always gives the same picture.
 
-        Only mixing and mosaics also ask who else is in the batch. epoch counts from 0. uint8 stays
+        Only mixing and mosaics also ask who else is in the batch. epoch counts from 1. uint8 stays
         uint8, and floats in [0, 1] stay floats in [0, 1]; values that would leave the range stop at
         its end.
         """
@@ -144,9 +144,11 @@ class Pipeline:
 
     def at(self, epoch: int) -> Pipeline:
         """The pipeline of one epoch: in the last `close` ones without what those leave out."""
-        if not self.epochs or epoch < self.epochs - self.settings.number("close"):
-            return self
-        return replace(self, settings=self.settings.without(CLOSED))
+        return replace(self, settings=self.settings.without(CLOSED)) if self.closed(epoch) else self
+
+    def closed(self, epoch: int) -> bool:
+        """Whether an epoch is one of the last `close`."""
+        return bool(self.epochs) and epoch > self.epochs - self.settings.number("close")
 
     def plan(self, batch: Batch, draws: Draws) -> Plan:
         """What these draws mean for this batch; reads the shape of its images, not their pixels."""

@@ -5,7 +5,7 @@ One box per place of three maps and no anchors; classes and boxes come from bran
 SimOTA decides while training which places learn which object.
 
 What differs here: several classes may be reported for one place, where the authors' code keeps the
-best alone. The L1 term of the last epochs is off unless the attribute `l1` is set.
+best alone.
 
 Input (B, 3, H, W) RGB in [0, 1]; inside the network it becomes BGR in 0..255, which the published
 weights expect. Raw output: for the strides 8, 16 and 32 a map (B, 5 + classes, H/s, W/s) of box
@@ -198,9 +198,9 @@ class YOLOX(Detector):
     head = ("class_outputs",)
     nms_iou = 0.65
     stride = 32
-    l1 = False
-    """Add the L1 distance of centres and log sides to the loss; the paper does so for the last 15
-    epochs, once mosaic and mixup are closed."""
+    closing = False
+    """Add the L1 distance of centres and log sides to the loss: training sets it for its last
+    epochs, in which mosaics are closed."""
 
     def __init__(
         self,
@@ -244,8 +244,9 @@ class YOLOX(Detector):
     def loss(
         self, raw: Any, truth: Sequence[Instances], size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Means over the places that learn an object: 5 (1 - IoU^2), and the cross-entropies of
-        objectness (of all places) and of the classes, whose target is the IoU.
+        """Means over the places that learn an object: 5 (1 - IoU^2), the cross-entropies of
+        objectness (of all places) and of the classes, whose target is the IoU, and, when
+        `closing`, the L1 distance.
         """
         values, places = _flatten(raw)
         boxes = _boxes(values, places)  # (B, M, 4)
@@ -269,8 +270,8 @@ class YOLOX(Detector):
             "obj": _cross_entropy(values[..., 4], objectness),
             "cls": _cross_entropy(learnt[:, 5:], classes),
         }
-        if self.l1:
-            parts["l1"] = (learnt[:, :4] - _encode(targets, places[place])).abs().sum()
+        distance = (learnt[:, :4] - _encode(targets, places[place])).abs().sum()
+        parts["l1"] = distance * self.closing
         parts = {name: value / count for name, value in parts.items()}
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
