@@ -235,11 +235,7 @@ class Models:
 
     pattern: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "names, parts of names, patterns, or a task such as detect",
-            "positional": True,
-            "many": True,
-        },
+        metadata={"help": "parts of names, patterns, or a task", "positional": True, "many": True},
     )
     summary: bool = _flag(False, "layers, output shapes and parameters of the one network named")
     compare: bool = _flag(
@@ -461,16 +457,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if said.verb is None:
         parser.print_help()
         return 0
+    from sigak import commands
+
     values = vars(said)
-    run: Callable[[dict[str, Any]], None] = _verb(values.pop("verb"))
     values.pop("version")
+    run = getattr(commands, f"run_{values.pop('verb').replace('-', '_')}")
     return _guarded(run, values)
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """`--box -5,0,9,9` as `--box=-5,0,9,9`: argparse takes what begins with a minus for a flag,
-    but for a lone number.
-    """
+    """`--box -5,0,9,9` as `--box=-5,0,9,9`: argparse takes such a value for a flag."""
     joined: list[str] = []
     for word in words:
         if re.match(r"-[\d.]", word) and joined and re.fullmatch(r"--[a-z-]+", joined[-1]):
@@ -478,12 +474,6 @@ def _joined(words: Sequence[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
-
-
-def _verb(name: str) -> Callable[[dict[str, Any]], None]:
-    from sigak import commands
-
-    return getattr(commands, f"run_{name.replace('-', '_')}")  # type: ignore[no-any-return]
 
 
 def _guarded(run: Callable[[dict[str, Any]], None], values: dict[str, Any]) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sigak import data, foreign, models, optimize, runs, tasks
+from sigak.augment.pipeline import Pipeline
 from sigak.callbacks import Callback, ModelCheckpoint, asked_for, restore, states
 from sigak.data import Dataset
 from sigak.data.domains import TARGET
@@ -330,11 +331,11 @@ class Training:
 
     def set_mode(self) -> None:
         """Training mode; a kept backbone's batch norm stays in evaluation mode, let go or not."""
-        recipe = self.recipe
-        self.network.train()
-        if hasattr(self.network, "closing"):
-            closed = getattr(self.feed.augment, "closed", None)
-            self.network.closing = closed is not None and closed(self.epoch)
+        recipe, augment = self.recipe, self.feed.augment
+        network: Any = self.network
+        network.train()
+        if hasattr(network, "closing"):
+            network.closing = isinstance(augment, Pipeline) and augment.closed(self.epoch)
         frozen = bool(recipe.freeze) and not (0 < recipe.unfreeze_at <= self.epoch)
         optimize.freeze(self.network, self.head, frozen=frozen, norms=bool(recipe.freeze))
         if self.world > 1 and (self.parallel is self.network or self.epoch == recipe.unfreeze_at):
@@ -448,9 +449,7 @@ class Training:
     def _load_state(self) -> None:
         saved = self.files.load_state()
         if saved is None:
-            self.progress.say(
-                f"{self.folder} holds no resume state yet: starting from the beginning"
-            )
+            self.progress.say(f"{self.folder} holds no resume state yet: it starts anew")
             return
         state, header = saved
         if header["data"] != self.digest:
@@ -487,9 +486,8 @@ class Training:
         if self.main:
             self.files.write_json("evaluation.json", evaluation)
             wrong = mistakes(found, self.task, feed)
-            write_report(
-                self.folder / "report.html", runs.story(self, name, evaluation, history, wrong)
-            )
+            story = runs.story(self, name, evaluation, history, wrong)
+            write_report(self.folder / "report.html", story)
             shown = "  ".join(f"{k} {v:.4f}" for k, v in evaluation.items() if isinstance(v, float))
             self.progress.say(f"best epoch {self.keeper.best_epoch}, measured on {name}: {shown}")
             self.progress.say(f"checkpoint {best}\nreport     {self.folder / 'report.html'}")

@@ -11,6 +11,7 @@ from sigak.data import scenes
 from sigak.data.objects import to_instances
 from sigak.models import torchvision_detectors
 from sigak.models._entry import count_parameters
+from sigak.models._tiles import Tiles
 from sigak.structures import Instances, SigakError
 
 SIZE = (64, 64)
@@ -233,7 +234,7 @@ def test_masks_are_stretched_as_torchvision_stretches_them():
     first = torch.randint(0, 25, (20, 2), generator=generator)
     boxes = torch.cat([first, first + torch.randint(14, 60, (20, 2), generator=generator)], 1)
     boxes = boxes.float().clamp(max=64)
-    soft = torchvision_detectors.Tiles(boxes, blobs)
+    soft = Tiles(boxes, blobs)
     masks = soft.decided(boxes, torch.eye(3).double(), SIZE).planes()
     expected = paste_masks_in_image(blobs[:, None], boxes, SIZE)[:, 0] > 0.5
     # torchvision stretches a mask one pixel too far, corners being whole pixels to it.
@@ -248,11 +249,11 @@ def test_masks_are_stretched_as_torchvision_stretches_them():
 def test_a_mask_of_28_is_stretched_over_its_box_exactly():
     halves = torch.zeros(1, 28, 28)
     halves[:, :, :14] = 1.0
-    soft = torchvision_detectors.Tiles(torch.tensor([[10.0, 4, 38, 60]]), halves)
+    soft = Tiles(torch.tensor([[10.0, 4, 38, 60]]), halves)
     (mask,) = soft.decided(soft.boxes, torch.eye(3).double(), SIZE).planes()
     assert mask[4:60, 10:24].float().mean() > 0.97  # but for the ends, where nothing is beyond
     assert mask.sum() == mask[4:60, 10:24].sum()
-    flat = torchvision_detectors.Tiles(torch.tensor([[5.0, 5, 5, 9]]), halves)
+    flat = Tiles(torch.tensor([[5.0, 5, 5, 9]]), halves)
     assert flat.decided(flat.boxes, torch.eye(3).double(), SIZE).areas().tolist() == [0]
 
 

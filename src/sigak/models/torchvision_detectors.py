@@ -19,11 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,11 +31,11 @@ from sigak.layers.normalize import Normalize
 from sigak.models._coco_names import COCO91
 from sigak.models._detector import Detector, candidates
 from sigak.models._entry import Entry, Input, Weights
+from sigak.models._tiles import Tiles
 from sigak.ops.boxes import iou
-from sigak.ops.outlines import cut
-from sigak.structures import Instances, Masks, SigakError
+from sigak.structures import Instances, SigakError
 
-__all__ = ["MODELS", "SSD", "FasterRCNN", "MaskRCNN", "Tiles"]
+__all__ = ["MODELS", "SSD", "FasterRCNN", "MaskRCNN"]
 
 _SSD300 = "ssd300_vgg16"
 _SSDLITE = "ssdlite320_mobilenet_v3_large"
@@ -267,35 +266,6 @@ class FasterRCNN(Detector):
             Instances(boxes, labels.long(), scores)[scores > conf]
             for boxes, scores, labels in zip(*raw, strict=True)
         ]
-
-
-@dataclass(frozen=True, eq=False)
-class Tiles:
-    """`SoftMasks` of N boxes on the canvas: probabilities (N, 28, 28), stretched over each box (N,
-    4) xyxy.
-    """
-
-    boxes: Tensor
-    probabilities: Tensor
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __getitem__(self, index: Tensor) -> Tiles:
-        return Tiles(self.boxes[index], self.probabilities[index])
-
-    def decided(self, boxes: Tensor, matrix: Tensor, size: tuple[int, int]) -> Masks:
-        """See `SoftMasks`: where the probability, mixed linearly, is above one half."""
-        corners = self.boxes.detach().double().cpu().numpy()
-        # A ring of zeros around: towards the border of a box its mask ends.
-        framed = F.pad(self.probabilities.detach().float(), (1, 1, 1, 1)) - 0.5
-        matrices = np.tile(np.eye(3), (len(corners), 1, 1))
-        for axis in (0, 1):
-            step = (corners[:, axis + 2] - corners[:, axis]) / self.probabilities.shape[-1]
-            step = np.maximum(step, 1e-6)  # a box without area has no mask, and a matrix an inverse
-            matrices[:, axis, axis], matrices[:, axis, 2] = step, corners[:, axis] - step
-        leads = np.asarray(matrix, np.float64) @ matrices
-        return cut(list(framed.cpu().numpy()), leads, boxes.detach().cpu().numpy(), size)
 
 
 class MaskRCNN(FasterRCNN):
