@@ -19,6 +19,7 @@ import numpy as np
 from sigak.data.headers import Header
 from sigak.data.labels import (
     DIGITS,
+    SPLIT_ORDER,
     SPLITS,
     Draft,
     Findings,
@@ -141,7 +142,7 @@ def _files(path: Path) -> dict[str, Path]:
         return {"train": lone[0]}
     if not files:
         raise SigakError(f"expected annotations/instances_train.json or the like in {path}")
-    return {name: files[name] for name in ("train", "val", "test") if name in files}
+    return {name: files[name] for name in SPLIT_ORDER if name in files}
 
 
 def _words(stem: str) -> list[str]:

@@ -21,8 +21,8 @@ from sigak.ops.outlines import code_of
 from sigak.structures import SigakError
 
 __all__ = [
-    "DIGITS", "SPLITS", "Draft", "Findings", "annotation", "column", "dataset", "distinct", "few",
-    "finish", "one_class", "split_folders", "tell_marks",
+    "DIGITS", "SPLITS", "SPLIT_ORDER", "Draft", "Findings", "annotation", "column", "dataset",
+    "distinct", "few", "finish", "one_class", "split_folders", "tell_marks",
 ]  # fmt: skip
 
 DIGITS = 10
@@ -34,6 +34,8 @@ SPLITS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 """What splits are called in files and folders, in lower case, and what they are called here."""
+
+SPLIT_ORDER = ("train", "val", "test")
 
 
 def split_folders(root: Path) -> dict[str, Path]:

@@ -23,7 +23,7 @@ from sigak.data.classmaps import (
     values_of,
 )
 from sigak.data.headers import measure
-from sigak.data.labels import SPLITS, Findings, split_folders
+from sigak.data.labels import SPLIT_ORDER, SPLITS, Findings, split_folders
 from sigak.data.records import Dataset, Record, Split
 from sigak.data.splits import THREADS
 from sigak.io import image, index_map
@@ -33,7 +33,6 @@ __all__ = ["CITYSCAPES", "VOC", "read", "recognize"]
 
 _PICTURES = ("images", "imgs", "JPEGImages", "leftImg8bit")
 _MAPS = ("masks", "labels", "annotations", "SegmentationClass", "gtFine")
-_SPLIT_ORDER = ("train", "val", "test")
 # Cityscapes writes several maps a picture; the first that is there is taken.
 _CITY_ENDINGS = ("_gtFine_labelTrainIds", "_gtFine_labelIds")
 
@@ -105,7 +104,7 @@ def read(path: str | Path, strict: bool = False) -> Dataset:
     if classes.colored and classes.palette:
         colors = {color: value for value, color in enumerate(classes.palette)}
     splits = {}
-    for name in _SPLIT_ORDER:
+    for name in SPLIT_ORDER:
         if found.get(name):
             records = [
                 Record(source, size=size, class_map=ClassMap(target, classes.table, size, colors))
@@ -149,7 +148,7 @@ def _splits(root: Path) -> dict[str, tuple[Path, Path, list[str] | None]]:
     if lists:
         return {
             name: (*places, lists[name].read_text("utf-8-sig").split())
-            for name in _SPLIT_ORDER
+            for name in SPLIT_ORDER
             if name in lists
         }
     pictures, maps = places

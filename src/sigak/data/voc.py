@@ -19,6 +19,7 @@ import numpy as np
 
 from sigak.data.labels import (
     DIGITS,
+    SPLIT_ORDER,
     SPLITS,
     Draft,
     Findings,
@@ -28,6 +29,7 @@ from sigak.data.labels import (
     few,
     finish,
     one_class,
+    split_folders,
 )
 from sigak.data.objects import Objects
 from sigak.data.records import Dataset, Record
@@ -85,11 +87,11 @@ def _splits(path: Path, shelf: _Shelf, findings: Findings) -> dict[str, list[_Pa
     lists = {SPLITS.get(p.stem, p.stem): p for p in sorted(root.glob("ImageSets/Main/*.txt"))}
     if "train" not in lists and "trainval" in lists:
         lists["train"] = lists["trainval"]
-    lists = {name: lists[name] for name in ("train", "val", "test") if name in lists}
+    lists = {name: lists[name] for name in SPLIT_ORDER if name in lists}
     if lists:
         return {name: _listed(file, shelf, findings) for name, file in lists.items()}
-    folders = {SPLITS[p.name.lower()]: p for p in _folders(root) if p.name.lower() in SPLITS}
-    folders = {name: folders[name] for name in ("train", "val", "test") if name in folders}
+    folders = split_folders(root) if root.is_dir() else {}
+    folders = {name: folders[name] for name in SPLIT_ORDER if name in folders}
     if not any(any(folder.glob("**/*.xml")) for folder in folders.values()):
         folders = {"train": root}
     result: dict[str, list[_Pair]] = {}
@@ -99,10 +101,6 @@ def _splits(path: Path, shelf: _Shelf, findings: Findings) -> dict[str, list[_Pa
     if not any(result.values()):
         raise SigakError(f"expected Annotations/*.xml in {path}, received no XML file")
     return result
-
-
-def _folders(root: Path) -> list[Path]:
-    return [p for p in sorted(root.iterdir()) if p.is_dir()] if root.is_dir() else []
 
 
 def _listed(file: Path, shelf: _Shelf, findings: Findings) -> list[_Pair]:

@@ -24,7 +24,7 @@ from sigak.data.classmaps import (
     meanings,
     values_of,
 )
-from sigak.data.labels import SPLITS, Findings, split_folders
+from sigak.data.labels import SPLIT_ORDER, SPLITS, Findings, split_folders
 from sigak.data.records import Dataset, Record, Split
 from sigak.data.splits import THREADS
 from sigak.io import volumes
@@ -35,7 +35,6 @@ __all__ = ["VolumeMap", "read", "recognize"]
 
 _VOLUMES = ("images", "imagesTr")
 _MASKS = ("masks", "labels", "labelsTr")
-_SPLIT_ORDER = ("train", "val", "test")
 
 Shape = tuple[int, int, int]
 
@@ -105,7 +104,7 @@ def read(path: str | Path, strict: bool = False) -> Dataset:
         findings.refuse()
     splits = {
         name: Split(name, [_record(*row, table) for row in kept[name]])
-        for name in _SPLIT_ORDER
+        for name in SPLIT_ORDER
         if kept.get(name)
     }
     return Dataset(

@@ -394,12 +394,11 @@ def _weights(file: str, average_precision: float, convert: Any = _convert) -> We
 
 _AUGMENT = "flip=h,zoom=.3,shift=.1,hue=.015,saturation=.5,brightness=.3"
 _ROW = partial(Entry, task="detect", classes=90, licence="BSD-3-Clause")
+_INPUT = Input((800, 800), "rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "rect", "bilinear")
 _RCNN = partial(
     _ROW,
     build=FasterRCNN,
-    input=Input(
-        (800, 800), "rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "rect", "bilinear"
-    ),
+    input=_INPUT,
     weights=(_weights("fasterrcnn_resnet50_fpn_coco-258fb6c6", 37.0, _convert_rcnn),),
     tiny={"backbone": "resnet18", "width": 16, "hidden": 32, "size": (64, 64)},
     paper="https://arxiv.org/abs/1506.01497",
@@ -427,9 +426,7 @@ _MASKS = partial(
 )
 # What fits small pictures and a CPU; no published weights have this form.
 _SMALL: dict[str, Any] = {
-    "input": Input(
-        (320, 320), "rgb", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "rect", "bilinear"
-    ),
+    "input": replace(_INPUT, size=(320, 320)),
     "args": {"backbone": "resnet18", "width": 64, "hidden": 256, "anchor": 16, "regions": 128},
     "weights": (),
 }
