@@ -71,7 +71,7 @@ def convert(network: nn.Module, shape: tuple[int, ...]) -> bytes:
                     output_names=names,
                     dynamic_axes=_axes(network, names),
                 )
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise SigakError(
             f"this network cannot be written as ONNX ({_first(error)}); use the checkpoint itself"
         ) from error
